@@ -1,0 +1,43 @@
+//! Structures of linear maps: shapes and numbers only.
+//!
+//! A linear layer `y = W x + b` has a *structure*: how `W [n_out, n_in]` is parameterized. This crate says which
+//! structures exist ([`structures`]), builds them from a config ([`build`]) or a checkpoint ([`restore`]), defines
+//! each in f64 ([`Structure::to_dense`]), initializes it, counts it, and describes how it is executed ([`Form`]).
+//! It knows no tensor, no device, no thread and no gradient.
+//!
+//! ```
+//! use lacewing_core::{build, Structure};
+//! let config = serde_json::json!({"structure": "monarch", "blocks": 8});
+//! let monarch = build(&config, 768, 3072, 0, None)?;
+//! assert_eq!(monarch.counts().parameters, 368_640);
+//! # Ok::<(), lacewing_core::StructureError>(())
+//! ```
+//!
+//! A structure is one file in `patterns/` (values at chosen places of W), `chains/` (products of block-diagonal
+//! factors) or `sums/` (two structures added), with its `mod` line and its row in that folder's table.
+#![forbid(unsafe_code)]
+
+pub mod chains;
+mod config;
+mod dense;
+mod error;
+mod form;
+mod init;
+mod mask;
+mod pattern;
+pub mod patterns;
+mod registry;
+mod rng;
+mod spectrum;
+mod structure;
+pub mod sums;
+
+pub use config::{Key, Options};
+pub use dense::Dense;
+pub use error::StructureError;
+pub use form::{Chain, Form, Gate, Link, Sum};
+pub use init::Init;
+pub use pattern::{Axis, ByColumn, Pattern, PatternKind};
+pub use registry::{Built, Origin, Problem, StructureKind, build, restore, structures};
+pub use rng::Rng;
+pub use structure::{Counts, IndexBuffer, ParamSpec, Structure};
