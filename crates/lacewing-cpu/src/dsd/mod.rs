@@ -1,0 +1,200 @@
+//! Products with a block-sparse weight: dense = sparse · dense, in the three forms that training needs.
+//!
+//! `W [n_out, n_in]` is zero outside `nnz` blocks of `br × bc`; block `b` has its place `(block_row, block_col)` in
+//! units of blocks and its values at `values[b]`, row-major. Kernels stand in [`KERNELS`]; the first that accepts a
+//! [`Blocks`] runs.
+
+mod panels;
+mod reference;
+
+use thiserror::Error;
+
+/// A block-sparse weight's pattern, checked once so that kernels need not.
+#[derive(Debug, Clone, Copy)]
+pub struct Blocks<'a> {
+    br: usize,
+    bc: usize,
+    n_out: usize,
+    n_in: usize,
+    positions: &'a [(u32, u32)],
+}
+
+/// What disagrees in a block-sparse product.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum DsdError {
+    /// The blocks do not divide the weight.
+    #[error("blocks of {br}x{bc} do not divide a weight of {n_out}x{n_in}")]
+    Indivisible {
+        /// Rows of a block.
+        br: usize,
+        /// Columns of a block.
+        bc: usize,
+        /// Rows of the weight.
+        n_out: usize,
+        /// Columns of the weight.
+        n_in: usize,
+    },
+    /// A block lies outside the weight.
+    #[error("block {block} is at ({row}, {col}), outside a grid of {rows}x{cols} blocks")]
+    Outside {
+        /// Its number.
+        block: usize,
+        /// Its block row.
+        row: u32,
+        /// Its block column.
+        col: u32,
+        /// Block rows of the weight.
+        rows: usize,
+        /// Block columns of the weight.
+        cols: usize,
+    },
+    /// Positions are not in row-major order, or one repeats.
+    #[error("block {block} is not after its predecessor in row-major order")]
+    Order {
+        /// The number of the offending block.
+        block: usize,
+    },
+    /// An operand of the wrong length.
+    #[error("{operand} has {got} elements, {expected} needed")]
+    Len {
+        /// Which operand.
+        operand: &'static str,
+        /// Elements needed.
+        expected: usize,
+        /// Elements given.
+        got: usize,
+    },
+}
+
+impl<'a> Blocks<'a> {
+    /// Blocks of `(br, bc)` of a weight of `(n_out, n_in)`, at strictly increasing row-major `positions`.
+    ///
+    /// # Errors
+    ///
+    /// [`DsdError`] where blocks do not divide the weight, a position is outside it, out of order or repeated.
+    pub fn new(
+        (br, bc): (usize, usize),
+        (n_out, n_in): (usize, usize),
+        positions: &'a [(u32, u32)],
+    ) -> Result<Self, DsdError> {
+        if br == 0 || bc == 0 || !n_out.is_multiple_of(br) || !n_in.is_multiple_of(bc) {
+            return Err(DsdError::Indivisible { br, bc, n_out, n_in });
+        }
+        let (rows, cols) = (n_out / br, n_in / bc);
+        for (block, &(row, col)) in positions.iter().enumerate() {
+            if row as usize >= rows || col as usize >= cols {
+                return Err(DsdError::Outside { block, row, col, rows, cols });
+            }
+            if block > 0 && positions[block - 1] >= (row, col) {
+                return Err(DsdError::Order { block });
+            }
+        }
+        Ok(Self { br, bc, n_out, n_in, positions })
+    }
+
+    /// Stored values.
+    pub fn nnz_values(&self) -> usize {
+        self.positions.len() * self.br * self.bc
+    }
+
+    fn rows(
+        &self,
+        values: usize,
+        x: (&'static str, usize),
+        y: (&'static str, usize),
+    ) -> Result<usize, DsdError> {
+        let rows = x.1.checked_div(self.n_in).or(y.1.checked_div(self.n_out)).unwrap_or(0);
+        for (operand, got, expected) in [
+            ("values", values, self.nnz_values()),
+            (x.0, x.1, rows * self.n_in),
+            (y.0, y.1, rows * self.n_out),
+        ] {
+            if got != expected {
+                return Err(DsdError::Len { operand, expected, got });
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// A way to multiply by a block-sparse weight. Sizes have been checked by the callers below.
+#[derive(Debug)]
+pub struct Kernel {
+    /// `product/kernel`, shown in logs and benches.
+    pub name: &'static str,
+    /// Whether it takes these blocks.
+    pub accepts: fn(&Blocks<'_>) -> bool,
+    forward: fn(&Blocks<'_>, &[f32], &[f32], &mut [f32], bool),
+    input_gradient: fn(&Blocks<'_>, &[f32], &[f32], &mut [f32], bool),
+    weight_gradient: fn(&Blocks<'_>, &[f32], &[f32], &mut [f32]),
+}
+
+/// Every kernel, best first; the last takes anything.
+pub static KERNELS: &[Kernel] = &[panels::KERNEL, reference::KERNEL];
+
+/// The first kernel of [`KERNELS`] that takes `blocks`.
+pub fn select(blocks: &Blocks<'_>) -> &'static Kernel {
+    let accepting = KERNELS.iter().find(|kernel| (kernel.accepts)(blocks));
+    accepting.unwrap_or(&reference::KERNEL)
+}
+
+impl Kernel {
+    /// `y [rows, n_out] = x [rows, n_in] Wᵀ`, or `y += …` with `accumulate`. Cost `2 · rows · nnz · br · bc` flops.
+    ///
+    /// # Errors
+    ///
+    /// [`DsdError::Len`] names the first operand that does not fit.
+    pub fn forward(
+        &self,
+        blocks: &Blocks<'_>,
+        values: &[f32],
+        x: &[f32],
+        y: &mut [f32],
+        accumulate: bool,
+    ) -> Result<(), DsdError> {
+        if blocks.rows(values.len(), ("x", x.len()), ("y", y.len()))? > 0 {
+            (self.forward)(blocks, values, x, y, accumulate);
+        }
+        Ok(())
+    }
+
+    /// `dx [rows, n_in] = dy [rows, n_out] W`, or `dx += …` with `accumulate`.
+    ///
+    /// # Errors
+    ///
+    /// [`DsdError::Len`] names the first operand that does not fit.
+    pub fn input_gradient(
+        &self,
+        blocks: &Blocks<'_>,
+        values: &[f32],
+        dy: &[f32],
+        dx: &mut [f32],
+        accumulate: bool,
+    ) -> Result<(), DsdError> {
+        if blocks.rows(values.len(), ("dx", dx.len()), ("dy", dy.len()))? > 0 {
+            (self.input_gradient)(blocks, values, dy, dx, accumulate);
+        }
+        Ok(())
+    }
+
+    /// `dvalues[b] += dyᵀ x` at the place of every block `b`, summed over rows.
+    ///
+    /// # Errors
+    ///
+    /// [`DsdError::Len`] names the first operand that does not fit.
+    pub fn weight_gradient(
+        &self,
+        blocks: &Blocks<'_>,
+        dy: &[f32],
+        x: &[f32],
+        dvalues: &mut [f32],
+    ) -> Result<(), DsdError> {
+        if blocks.rows(dvalues.len(), ("x", x.len()), ("dy", dy.len()))? > 0 {
+            (self.weight_gradient)(blocks, dy, x, dvalues);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

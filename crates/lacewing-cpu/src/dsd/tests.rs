@@ -1,0 +1,106 @@
+//! Every kernel at every level against f64, and what is refused.
+
+use super::*;
+use crate::simd::{Level, with_level};
+use lacewing_testkit::{gamma, uniform};
+
+/// Sums of products in f64 and, beside each, of their sizes.
+struct Oracle(Vec<(f64, f64)>);
+
+impl Oracle {
+    fn starting_at(start: &[f32]) -> Self {
+        Self(start.iter().map(|&s| (f64::from(s), f64::from(s.abs()))).collect())
+    }
+
+    fn add(&mut self, at: usize, a: f32, b: f32) {
+        let term = f64::from(a) * f64::from(b);
+        self.0[at].0 += term;
+        self.0[at].1 += term.abs();
+    }
+
+    /// Within `γ_terms · Σ |a b|`, whatever the order of the sum.
+    fn check(&self, got: &[f32], terms: usize, what: &str) {
+        let factor = gamma(terms + 2);
+        for (at, (&got, &(sum, size))) in got.iter().zip(&self.0).enumerate() {
+            let error = (f64::from(got) - sum).abs();
+            assert!(error <= factor * size, "{what} at {at}: {got} for {sum}");
+        }
+    }
+}
+
+/// Every third block, the last block row left empty where there are more than one.
+fn some_positions(rows: usize, cols: usize) -> Vec<(u32, u32)> {
+    let places = (0..rows.max(2) - 1).flat_map(|r| (0..cols).map(move |c| (r as u32, c as u32)));
+    places.filter(|(r, c)| (r + 2 * c) % 3 == 0).collect()
+}
+
+#[test]
+fn every_kernel_meets_the_oracle_at_every_level() {
+    let blocks =
+        [(1, 1), (2, 3), (4, 8), (8, 4), (16, 16), (17, 15), (32, 32), (33, 31), (64, 64), (40, 100)];
+    for (at, (br, bc)) in blocks.into_iter().enumerate() {
+        let (grid_rows, grid_cols) = [(3, 4), (1, 1), (4, 2)][at % 3];
+        let (n_out, n_in) = (grid_rows * br, grid_cols * bc);
+        let positions = some_positions(grid_rows, grid_cols);
+        let blocks = Blocks::new((br, bc), (n_out, n_in), &positions).unwrap();
+        let values = uniform(1, blocks.nnz_values());
+        for rows in [0, 1, 5, 13, 100] {
+            let (x, dy) = (uniform(2, rows * n_in), uniform(3, rows * n_out));
+            let (y0, dx0) = (uniform(4, rows * n_out), uniform(5, rows * n_in));
+            let dw0 = uniform(6, values.len());
+            let zeros = |like: &[f32]| Oracle::starting_at(&vec![0.0; like.len()]);
+            let (mut y_sum, mut dx_sum) = (zeros(&y0), zeros(&dx0));
+            let (mut y_more, mut dx_more) = (Oracle::starting_at(&y0), Oracle::starting_at(&dx0));
+            let mut dw_sum = Oracle::starting_at(&dw0);
+            blocks.for_each(|slot, o, i| {
+                for r in 0..rows {
+                    let (x, dy) = (x[r * n_in + i], dy[r * n_out + o]);
+                    y_sum.add(r * n_out + o, values[slot], x);
+                    y_more.add(r * n_out + o, values[slot], x);
+                    dx_sum.add(r * n_in + i, values[slot], dy);
+                    dx_more.add(r * n_in + i, values[slot], dy);
+                    dw_sum.add(slot, dy, x);
+                }
+            });
+            for (kernel, level) in
+                KERNELS.iter().flat_map(|k| Level::available().into_iter().map(move |l| (k, l)))
+            {
+                let what = format!("{} at {level:?}, blocks {br}x{bc}, {rows} rows", kernel.name);
+                with_level(level, || {
+                    let mut y = vec![f32::NAN; y0.len()];
+                    kernel.forward(&blocks, &values, &x, &mut y, false).unwrap();
+                    y_sum.check(&y, n_in, &what);
+                    y.copy_from_slice(&y0);
+                    kernel.forward(&blocks, &values, &x, &mut y, true).unwrap();
+                    y_more.check(&y, n_in, &what);
+                    let mut dx = vec![f32::NAN; dx0.len()];
+                    kernel.input_gradient(&blocks, &values, &dy, &mut dx, false).unwrap();
+                    dx_sum.check(&dx, n_out, &what);
+                    dx.copy_from_slice(&dx0);
+                    kernel.input_gradient(&blocks, &values, &dy, &mut dx, true).unwrap();
+                    dx_more.check(&dx, n_out, &what);
+                    let mut dw = dw0.clone();
+                    kernel.weight_gradient(&blocks, &dy, &x, &mut dw).unwrap();
+                    dw_sum.check(&dw, rows, &what);
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let error = |size, shape, positions: &[(u32, u32)]| Blocks::new(size, shape, positions).unwrap_err();
+    assert_eq!(error((4, 0), (8, 8), &[]), DsdError::Indivisible { br: 4, bc: 0, n_out: 8, n_in: 8 });
+    assert_eq!(error((4, 3), (8, 8), &[]), DsdError::Indivisible { br: 4, bc: 3, n_out: 8, n_in: 8 });
+    let outside = DsdError::Outside { block: 1, row: 1, col: 2, rows: 2, cols: 2 };
+    assert_eq!(error((4, 4), (8, 8), &[(0, 0), (1, 2)]), outside);
+    assert_eq!(error((4, 4), (8, 8), &[(1, 0), (0, 1)]), DsdError::Order { block: 1 });
+    assert_eq!(error((4, 4), (8, 8), &[(1, 0), (1, 0)]), DsdError::Order { block: 1 });
+    let positions = [(0, 1)];
+    let blocks = Blocks::new((4, 4), (8, 8), &positions).unwrap();
+    let short = select(&blocks).forward(&blocks, &[0.0; 15], &[], &mut [], false);
+    assert_eq!(short, Err(DsdError::Len { operand: "values", expected: 16, got: 15 }));
+    let short = select(&blocks).forward(&blocks, &[0.0; 16], &[0.0; 16], &mut [0.0; 8], false);
+    assert_eq!(short, Err(DsdError::Len { operand: "y", expected: 16, got: 8 }));
+}

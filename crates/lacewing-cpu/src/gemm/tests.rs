@@ -1,0 +1,87 @@
+//! Products of every stride order and size against f64.
+
+use super::*;
+use lacewing_testkit::{gamma, uniform};
+
+/// Every element of `out` is within the rounding error of `start + a b`.
+fn check(out: &[f32], start: &[f32], (m, k, n): (usize, usize, usize), a: MatRef<'_>, b: MatRef<'_>) {
+    for r in 0..m {
+        for c in 0..n {
+            let start = start.get(r * n + c).copied().unwrap_or(0.0);
+            let (mut sum, mut size) = (f64::from(start), f64::from(start.abs()));
+            for i in 0..k {
+                let term = f64::from(a.row(r)[i]) * f64::from(b.t().row(c)[i]);
+                sum += term;
+                size += term.abs();
+            }
+            let error = (f64::from(out[r * n + c]) - sum).abs();
+            assert!(error <= gamma(k + 1) * size, "({r}, {c}) of {m}x{k}x{n}: {} for {sum}", out[r * n + c]);
+        }
+    }
+}
+
+#[test]
+fn products_of_all_layouts_meet_the_oracle() {
+    let sizes =
+        [(1, 1, 1), (1, 7, 5), (17, 15, 33), (5, 0, 3), (0, 4, 4), (16, 64, 16), (197, 64, 70), (33, 257, 1)];
+    for (m, k, n) in sizes {
+        // `a` row-major and `b` by columns, so that the check may read both as rows; then the transposed storages.
+        let (a, b) = (uniform(1, m * k), uniform(2, k * n));
+        let (rows, cols) = (MatRef::row_major(&a, m, k), MatRef::row_major(&b, n, k).t());
+        let turn = |x: &[f32], r: usize, c: usize| -> Vec<f32> {
+            (0..c).flat_map(|j| (0..r).map(move |i| i * c + j)).map(|at| x[at]).collect()
+        };
+        let (at, bt) = (turn(&a, m, k), turn(&b, n, k));
+        for a in [rows, MatRef::row_major(&at, k, m).t()] {
+            for b in [cols, MatRef::row_major(&bt, k, n)] {
+                for parallelism in [Parallelism::One, Parallelism::Pool] {
+                    let mut out = vec![f32::NAN; m * n];
+                    gemm(MatMut::row_major(&mut out, m, n), false, a, b, parallelism);
+                    check(&out, &[], (m, k, n), rows, cols);
+                    let start = uniform(3, m * n);
+                    out.copy_from_slice(&start);
+                    gemm(MatMut::row_major(&mut out, m, n), true, a, b, parallelism);
+                    check(&out, &start, (m, k, n), rows, cols);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_over_column_blocks_meets_the_oracle() {
+    // Block-diagonal: out[:, i] = x[:, i] wᵢᵀ with 3 blocks of 5 outputs and 4 inputs, 1100 rows: more than one task.
+    let (rows, blocks, n_out, n_in) = (1100, 3, 5, 4);
+    let (x, w) = (uniform(4, rows * blocks * n_in), uniform(5, blocks * n_out * n_in));
+    let mut out = vec![f32::NAN; rows * blocks * n_out];
+    let x = MatRef::row_major(&x, rows, blocks * n_in);
+    let w = MatRef::row_major(&w, blocks * n_out, n_in);
+    let tiles = MatMut::row_major(&mut out, rows, blocks * n_out).tiles(rows, n_out);
+    batched(tiles, false, |i| x.cols_at(i * n_in, n_in), |i| w.rows_at(i * n_out, n_out).t());
+    for i in 0..blocks {
+        let tile: Vec<f32> =
+            out.chunks(blocks * n_out).flat_map(|y| &y[i * n_out..][..n_out]).copied().collect();
+        let w = w.rows_at(i * n_out, n_out).t();
+        check(&tile, &[], (rows, n_in, n_out), x.cols_at(i * n_in, n_in), w);
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let (m, k, n) = (300, 384, 200);
+    let (a, b) = (uniform(6, m * k), uniform(7, k * n));
+    let product = |threads: usize| {
+        let mut out = vec![0.0; m * n];
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        let (a, b) = (MatRef::row_major(&a, m, k), MatRef::row_major(&b, k, n));
+        pool.install(|| gemm(MatMut::row_major(&mut out, m, n), false, a, b, Parallelism::Pool));
+        out
+    };
+    let one = product(1);
+    for threads in 2..5 {
+        assert!(
+            one.iter().zip(product(threads)).all(|(a, b)| a.to_bits() == b.to_bits()),
+            "{threads} threads"
+        );
+    }
+}

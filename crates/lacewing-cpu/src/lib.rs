@@ -1,0 +1,12 @@
+//! Kernels for the CPU, over plain slices: dense and block-sparse products, elementary functions, and the vector
+//! instructions under them. Threads are rayon's; every split depends on shapes only, so results do not depend
+//! on timing. The crate knows no tensor and no tape.
+
+pub mod dsd;
+pub mod gemm;
+pub mod map;
+pub mod math;
+pub mod parallel;
+pub mod reduce;
+pub mod scratch;
+pub mod simd;

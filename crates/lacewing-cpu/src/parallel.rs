@@ -1,0 +1,68 @@
+//! How work is cut for threads: by shape alone, never by timing or by the number of threads, so that a result is
+//! the same bits on any machine of one [`Level`](crate::simd::Level).
+
+use rayon::prelude::*;
+
+/// Elements that one task handles: 64 KiB of f32, far above what it costs to hand a task to a thread.
+pub const TASK: usize = 16 * 1024;
+
+/// The most partial sums that [`partial_rows`] asks for.
+pub const MAX_PARTIALS: usize = 32;
+
+/// Rows of one task over `rows × cols` elements, at least 1: all of them below `2 ·` [`TASK`] elements, where
+/// threads would not pay.
+pub fn rows_per_task(rows: usize, cols: usize) -> usize {
+    if rows * cols < 2 * TASK { rows.max(1) } else { (TASK / cols.max(1)).max(1) }
+}
+
+/// Elements of one task over `len` independent elements, at least 1.
+pub fn elements_per_task(len: usize) -> usize {
+    if len < 2 * TASK { len.max(1) } else { TASK }
+}
+
+/// Rows of one partial sum over the rows of `rows × cols`: a task's, or more where that would make above
+/// [`MAX_PARTIALS`] of them.
+pub fn partial_rows(rows: usize, cols: usize) -> usize {
+    rows_per_task(rows, cols).max(rows.div_ceil(MAX_PARTIALS))
+}
+
+/// Adds partial sums `[P, sums.len()]` to `sums`, in the order they lie.
+pub fn add_partials(sums: &mut [f32], partials: &[f32]) {
+    let width = sums.len();
+    if width == 0 {
+        return;
+    }
+    let step = elements_per_task(width);
+    sums.par_chunks_mut(step).enumerate().for_each(|(task, sums)| {
+        for partial in partials.chunks_exact(width) {
+            for (sum, x) in sums.iter_mut().zip(&partial[task * step..]) {
+                *sum += x;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_cover_the_rows_and_are_bounded() {
+        for (rows, cols) in [(0, 5), (1, 1), (7, 0), (100_000, 3), (3152, 1536), (2, 1_000_000)] {
+            let task = rows_per_task(rows, cols);
+            assert!(
+                task >= 1 && (task == 1 || rows * cols < 2 * TASK || task * cols <= TASK),
+                "{rows} {cols}"
+            );
+            assert!(rows.div_ceil(partial_rows(rows, cols)) <= MAX_PARTIALS, "{rows} {cols}");
+        }
+    }
+
+    #[test]
+    fn partials_are_added_to_what_is_there() {
+        let mut sums = [1.0, 2.0];
+        add_partials(&mut sums, &[10.0, 20.0, 100.0, 200.0]);
+        assert_eq!(sums, [111.0, 222.0]);
+        add_partials(&mut [], &[]);
+    }
+}

@@ -1,0 +1,218 @@
+//! Vector instructions behind proof-carrying tokens.
+//!
+//! A kernel is written once, generic over [`Isa`], as a [`Vectorize`]; [`dispatch`] compiles it for every
+//! level and enters the best one of this CPU. An `Isa` value can be had only where its instructions exist, so
+//! its methods are safe. This module is the crate's whole `unsafe` surface: one file an instruction set, plus
+//! `view` (disjoint strided views of one buffer) and `dense` (the one call of the `gemm` crate).
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod dense;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+mod view;
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+pub(crate) use dense::product;
+pub use view::{MatMut, MatRef};
+
+/// The most f32 that one register holds at any level.
+pub const MAX_LANES: usize = 16;
+
+/// A vector instruction set, as a token: holding one proves that the CPU has it.
+///
+/// The methods are what the kernels need and nothing more. They are `#[inline(always)]`, or each would be a
+/// function call.
+pub trait Isa: Copy + Send + Sync + 'static {
+    /// One register of f32.
+    type V: Copy;
+    /// One truth value a lane.
+    type M: Copy;
+    /// f32 a register.
+    const LANES: usize;
+
+    /// `a` in every lane.
+    fn splat(self, a: f32) -> Self::V;
+    /// Loads the first `LANES` elements. Panics if there are fewer.
+    fn load(self, from: &[f32]) -> Self::V;
+    /// Stores to the first `LANES` elements. Panics if there are fewer.
+    fn store(self, to: &mut [f32], v: Self::V);
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`, rounded once or twice as the CPU does it.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The greater; NaN where `b` is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; NaN where `b` is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `-a`.
+    fn neg(self, a: Self::V) -> Self::V;
+    /// `|a|`.
+    fn abs(self, a: Self::V) -> Self::V;
+    /// The square root, correctly rounded.
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// The nearest integer, ties to even.
+    fn round(self, a: Self::V) -> Self::V;
+    /// `a · 2ⁿ` for integral `n` in `-252..=252`, with gradual underflow.
+    fn scale_by_pow2(self, a: Self::V, n: Self::V) -> Self::V;
+    /// `a < b`; false where either is NaN.
+    fn lt(self, a: Self::V, b: Self::V) -> Self::M;
+    /// `a` where `m` holds, else `b`.
+    fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V;
+
+    /// Loads `from`, shorter than a register or just as long, into the first lanes; zero in the others.
+    #[inline(always)]
+    fn load_partial(self, from: &[f32]) -> Self::V {
+        let mut lanes = [0.0; MAX_LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        self.load(&lanes)
+    }
+
+    /// Stores the first lanes to `to`, shorter than a register or just as long.
+    #[inline(always)]
+    fn store_partial(self, to: &mut [f32], v: Self::V) {
+        let mut lanes = [0.0; MAX_LANES];
+        self.store(&mut lanes, v);
+        to.copy_from_slice(&lanes[..to.len()]);
+    }
+
+    /// The sum of the lanes, added in halves.
+    #[inline(always)]
+    fn reduce_add(self, v: Self::V) -> f32 {
+        let mut lanes = [0.0; MAX_LANES];
+        self.store(&mut lanes, v);
+        let mut half = Self::LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] += lanes[i + half];
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
+
+    /// The greatest lane; unspecified with a NaN among them.
+    #[inline(always)]
+    fn reduce_max(self, v: Self::V) -> f32 {
+        let mut lanes = [0.0; MAX_LANES];
+        self.store(&mut lanes, v);
+        lanes[..Self::LANES].iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
+
+/// A computation that can be compiled for any [`Isa`].
+pub trait Vectorize {
+    /// What it returns.
+    type Output;
+    /// Must be `#[inline(always)]`, so that it is compiled inside the level's own function.
+    fn run<I: Isa>(self, isa: I) -> Self::Output;
+}
+
+/// Which instruction set to run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Plain Rust, four lanes for the compiler to vectorize.
+    Scalar,
+    /// NEON: four lanes.
+    Neon,
+    /// AVX2 and FMA: eight lanes.
+    Avx2,
+    /// AVX-512 F, VL, BW and DQ: sixteen lanes.
+    Avx512,
+}
+
+impl Level {
+    const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Scalar];
+
+    /// The levels of this CPU, best first; never empty.
+    pub fn available() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|level| level.detected()).collect()
+    }
+
+    /// The level that [`dispatch`] uses now: the best one of this CPU, found once, unless [`with_level`] runs.
+    pub fn current() -> Self {
+        match CURRENT.load(Ordering::Relaxed) {
+            UNKNOWN => {
+                let best = Self::ALL.into_iter().find(|level| level.detected()).unwrap_or(Self::Scalar);
+                CURRENT.store(best as u8, Ordering::Relaxed);
+                best
+            }
+            code => Self::ALL.into_iter().find(|level| *level as u8 == code).unwrap_or(Self::Scalar),
+        }
+    }
+
+    fn detected(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::Avx2::detect().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::Avx512::detect().is_some(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => neon::Neon::detect().is_some(),
+            _ => false,
+        }
+    }
+
+    /// Runs `op` at this level, or in plain Rust where the CPU lacks it.
+    #[inline]
+    pub fn run<T: Vectorize>(self, op: T) -> T::Output {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Avx512
+            && let Some(isa) = avx512::Avx512::detect()
+        {
+            return isa.enter(op);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Avx2
+            && let Some(isa) = avx2::Avx2::detect()
+        {
+            return isa.enter(op);
+        }
+        #[cfg(target_arch = "aarch64")]
+        if self == Self::Neon
+            && let Some(isa) = neon::Neon::detect()
+        {
+            return isa.enter(op);
+        }
+        op.run(scalar::Scalar)
+    }
+}
+
+const UNKNOWN: u8 = u8::MAX;
+static CURRENT: AtomicU8 = AtomicU8::new(UNKNOWN);
+
+/// Runs `op` at the best level of this CPU (or the one [`with_level`] forces).
+#[inline]
+pub fn dispatch<T: Vectorize>(op: T) -> T::Output {
+    Level::current().run(op)
+}
+
+/// Runs `f` with every [`dispatch`] of the process at `level`: for tests and benches. One caller at a time.
+pub fn with_level<R>(level: Level, f: impl FnOnce() -> R) -> R {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CURRENT.store(UNKNOWN, Ordering::Relaxed);
+        }
+    }
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _restore = Restore;
+    CURRENT.store(level as u8, Ordering::Relaxed);
+    f()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! Every operation of every level against plain f32.
+
+use super::*;
+
+struct Check(Level);
+
+impl Vectorize for Check {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let level = self.0;
+        let a: Vec<f32> = (0..I::LANES).map(|i| (i as f32 - 3.3) * 1.7).collect();
+        let b: Vec<f32> = (0..I::LANES).map(|i| 2.5 - i as f32 * 0.9).collect();
+        let (va, vb) = (isa.load(&a), isa.load(&b));
+        let lanes = |v: I::V| {
+            let mut out = vec![0.0; I::LANES];
+            isa.store(&mut out, v);
+            out
+        };
+        let zip = |f: &dyn Fn(f32, f32) -> f32| a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect::<Vec<_>>();
+        assert_eq!(lanes(isa.add(va, vb)), zip(&|a, b| a + b), "add at {level:?}");
+        assert_eq!(lanes(isa.sub(va, vb)), zip(&|a, b| a - b), "sub at {level:?}");
+        assert_eq!(lanes(isa.mul(va, vb)), zip(&|a, b| a * b), "mul at {level:?}");
+        assert_eq!(lanes(isa.div(va, vb)), zip(&|a, b| a / b), "div at {level:?}");
+        assert_eq!(lanes(isa.max(va, vb)), zip(&f32::max), "max at {level:?}");
+        assert_eq!(lanes(isa.min(va, vb)), zip(&f32::min), "min at {level:?}");
+        assert_eq!(lanes(isa.neg(va)), zip(&|a, _| -a), "neg at {level:?}");
+        assert_eq!(lanes(isa.abs(va)), zip(&|a, _| a.abs()), "abs at {level:?}");
+        assert_eq!(lanes(isa.sqrt(isa.abs(va))), zip(&|a, _| a.abs().sqrt()), "sqrt at {level:?}");
+        assert_eq!(lanes(isa.round(va)), zip(&|a, _| a.round_ties_even()), "round at {level:?}");
+        let chosen = isa.select(isa.lt(va, vb), isa.splat(1.0), isa.splat(-1.0));
+        assert_eq!(lanes(chosen), zip(&|a, b| if a < b { 1.0 } else { -1.0 }), "select at {level:?}");
+        // Small integers: exact in any order and with any rounding.
+        let n: Vec<f32> = (0..I::LANES).map(|i| i as f32).collect();
+        let vn = isa.load(&n);
+        let sum = (I::LANES * (I::LANES - 1) / 2) as f32;
+        assert_eq!(isa.reduce_add(vn), sum, "reduce_add at {level:?}");
+        assert_eq!(isa.reduce_max(isa.neg(isa.add(vn, isa.splat(2.0)))), -2.0, "reduce_max at {level:?}");
+        let fused = lanes(isa.mul_add(vn, vn, isa.splat(-1.0)));
+        assert_eq!(fused, n.iter().map(|n| n * n - 1.0).collect::<Vec<_>>(), "mul_add at {level:?}");
+        for power in [-149.0, -130.0, -126.0, -1.0, 0.0, 5.0, 127.0] {
+            let scaled = lanes(isa.scale_by_pow2(isa.splat(1.0), isa.splat(power)));
+            assert_eq!(scaled, vec![2f64.powf(f64::from(power)) as f32; I::LANES], "2^{power} at {level:?}");
+        }
+        for len in 0..=I::LANES {
+            let mut out = vec![9.0; len + 1];
+            isa.store_partial(&mut out[..len], isa.load_partial(&n[..len]));
+            assert_eq!(out[..len], n[..len], "partial at {level:?}");
+            assert_eq!(out[len], 9.0, "a store beyond the end at {level:?}");
+            let padded = lanes(isa.load_partial(&a[..len]));
+            assert!(padded[len..].iter().all(|x| *x == 0.0), "padding at {level:?}");
+        }
+    }
+}
+
+#[test]
+fn every_operation_at_every_level() {
+    for level in Level::available() {
+        level.run(Check(level));
+    }
+}
+
+#[test]
+fn a_forced_level_is_used_and_given_back() {
+    let best = Level::available()[0];
+    with_level(Level::Scalar, || assert_eq!(Level::current(), Level::Scalar));
+    with_level(best, || assert_eq!(Level::current(), best));
+}
+
+#[test]
+fn tiles_cover_a_view_once() {
+    let mut data = vec![0.0; 6 * 10];
+    for (i, mut tile) in MatMut::new(&mut data, 6, 8, 10, 1).tiles(2, 4).into_iter().enumerate() {
+        for r in 0..2 {
+            tile.row_mut(r).iter_mut().for_each(|x| *x += 1.0 + i as f32);
+        }
+    }
+    for (at, x) in data.iter().enumerate() {
+        let (r, c) = (at / 10, at % 10);
+        assert_eq!(*x, if c < 8 { (r / 2 * 2 + c / 4 + 1) as f32 } else { 0.0 }, "({r}, {c})");
+    }
+}
+
+#[test]
+#[should_panic(expected = "repeat an element")]
+fn a_view_that_repeats_an_element_is_refused() {
+    MatMut::new(&mut [0.0; 16], 4, 4, 3, 1);
+}
+
+#[test]
+#[should_panic(expected = "a view of 16 elements in a slice of 15")]
+fn a_view_beyond_its_slice_is_refused() {
+    MatRef::row_major(&[0.0; 15], 4, 4);
+}
