@@ -1,0 +1,135 @@
+//! The product with a block-sparse weight, through the kernel tables of `lacewing-cpu` and `lacewing-cuda`.
+
+mod cpu;
+mod cuda;
+
+use super::linear::with_cols;
+use crate::{Cx, Device, EngineError, Result, Tensor, Var};
+use std::sync::Arc;
+
+/// Where the blocks of a pattern sit, on host and device. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct BlockIndex(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    n_out: usize,
+    n_in: usize,
+    block: (usize, usize),
+    positions: Vec<(u32, u32)>,
+    /// `[nnz, 2]` u32, as `positions`.
+    on_device: Tensor,
+    /// The orders a GPU's kernels walk the blocks in.
+    gpu: Option<cuda::Index>,
+}
+
+impl BlockIndex {
+    /// The pattern of an `n_out × n_in` matrix whose `block` (rows, columns) sized tiles at `positions` (block row,
+    /// block column) are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Value`] when the blocks do not divide the matrix, or a position is outside, repeated or out of
+    /// row-major order; what the device reports.
+    pub fn new(
+        device: &Device,
+        (n_out, n_in): (usize, usize),
+        block: (usize, usize),
+        positions: &[(u32, u32)],
+    ) -> Result<Self> {
+        lacewing_cpu::dsd::Blocks::new(block, (n_out, n_in), positions)
+            .map_err(|why| crate::tape::value_error("block index", "pattern", "blocks of the matrix", why))?;
+        let flat: Vec<u32> = positions.iter().flat_map(|&(row, col)| [row, col]).collect();
+        let on_device = Tensor::from_u32(device, &flat, &[positions.len(), 2])?;
+        let gpu = match device {
+            Device::Cpu => None,
+            Device::Cuda(gpu) => Some(cuda::Index::new(gpu, (n_out, n_in), block, positions)?),
+        };
+        Ok(Self(Arc::new(Inner { n_out, n_in, block, positions: positions.to_vec(), on_device, gpu })))
+    }
+
+    /// Rows of the matrix.
+    pub fn n_out(&self) -> usize {
+        self.0.n_out
+    }
+
+    /// Columns of the matrix.
+    pub fn n_in(&self) -> usize {
+        self.0.n_in
+    }
+
+    /// Rows and columns of a block.
+    pub fn block(&self) -> (usize, usize) {
+        self.0.block
+    }
+
+    /// Number of blocks.
+    pub fn n_blocks(&self) -> usize {
+        self.0.positions.len()
+    }
+
+    pub(crate) fn host_positions(&self) -> &[(u32, u32)] {
+        &self.0.positions
+    }
+
+    /// `[nnz, 2]` u32 on the device.
+    pub(crate) fn device_positions(&self) -> &Tensor {
+        &self.0.on_device
+    }
+
+    /// Checks that `values` are this pattern's: `nnz · br · bc` of them, on its device.
+    pub(crate) fn expect_values(&self, op: &'static str, values: &Tensor) -> Result<()> {
+        let (br, bc) = self.block();
+        super::matmul::expect_float(op, "values", values)?;
+        values.expect_device(op, "values", &self.0.on_device)?;
+        if values.len() == self.n_blocks() * br * bc {
+            return Ok(());
+        }
+        let expected = format!("[{}, {br}, {bc}]", self.n_blocks());
+        Err(EngineError::Shape { op, operand: "values", expected, got: values.shape().to_vec() })
+    }
+}
+
+/// `y = x Wᵀ` with `W` block-sparse.
+///
+/// Shapes: `x [..., n_in]`, `values [nnz, br, bc]` → `[..., n_out]`. Cost: `rows · nnz · br · bc` MACs forward, twice
+/// that backward; gradients exist for kept blocks only.
+///
+/// # Errors
+///
+/// [`EngineError::Shape`], [`EngineError::DType`] or [`EngineError::Device`] naming the operand that does not fit.
+pub fn block_sparse_linear(cx: &Cx, x: &Var, values: &Var, index: &BlockIndex) -> Result<Var> {
+    index.expect_values(OP, values.value())?;
+    if x.shape().is_empty() || x.value().cols() != index.n_in() {
+        let expected = format!("[..., {}]", index.n_in());
+        return Err(EngineError::Shape { op: OP, operand: "x", expected, got: x.shape().to_vec() });
+    }
+    values.value().expect_dtype(OP, "values", x.value().dtype())?;
+    values.value().expect_device(OP, "values", x.value())?;
+    let y = x.value().like(&with_cols(x.shape(), index.n_out()))?;
+    match &index.0.gpu {
+        None => cpu::forward(index, values.value(), x.value(), &y),
+        Some(gpu) => gpu.forward(values.value(), x.value(), &y)?,
+    }
+    let (x_var, values_var, index) = (x.clone(), values.clone(), index.clone());
+    Ok(cx.record(y, &[x, values], move |gradients, dy| {
+        let (x, values) = (x_var.value(), values_var.value());
+        if let Some(dvalues) = gradients.sink_to_add(&values_var)? {
+            match &index.0.gpu {
+                None => cpu::weight_gradient(&index, &dy, x, &dvalues),
+                Some(gpu) => gpu.weight_gradient(&dy, x, &dvalues)?,
+            }
+        }
+        if gradients.wants(&x_var) {
+            let dx = x.like(x.shape())?;
+            match &index.0.gpu {
+                None => cpu::input_gradient(&index, values, &dy, &dx),
+                Some(gpu) => gpu.input_gradient(values, &dy, &dx)?,
+            }
+            gradients.add(&x_var, dx)?;
+        }
+        Ok(())
+    }))
+}
+
+const OP: &str = "block_sparse_linear";

@@ -1,0 +1,83 @@
+//! A dense linear map with its bias and activation: `y = f(x Wᵀ + b)`.
+
+use super::activation::{self, Activation};
+use super::matmul::{Operand, product, product_with_bias};
+use crate::{Cx, EngineError, Gradients, Result, Tensor, Var};
+
+/// `y = f(x Wᵀ + b)`.
+///
+/// Shapes: `x [..., n_in]`, `w [n_out, n_in]`, `bias [n_out]` → `[..., n_out]`. Cost: `rows · n_in · n_out` MACs
+/// forward, twice that backward. With an activation the pre-activation is kept for the backward pass.
+///
+/// # Errors
+///
+/// [`EngineError::Shape`], [`EngineError::DType`] or [`EngineError::Device`] naming the operand that does not fit.
+pub fn linear(cx: &Cx, x: &Var, w: &Var, bias: Option<&Var>, act: Activation) -> Result<Var> {
+    let (n_out, n_in) = check(x, w)?;
+    check_bias(x.value(), n_out, bias)?;
+    let shape = with_cols(x.shape(), n_out);
+    let pre = x.value().like(&shape)?;
+    let (a, b) = (Operand::matrix(x.value()), Operand::matrix(w.value()).t());
+    let bias_value = bias.map(Var::value);
+    let added = product_with_bias(Operand::matrix(&pre), a, b, bias_value)?;
+    let rest = if added { None } else { bias_value };
+
+    let inputs: Vec<&Var> = [x, w].into_iter().chain(bias).collect();
+    let y = activation::finish_linear(&pre, rest, act)?;
+    let (x, w, bias) = (x.clone(), w.clone(), bias.cloned());
+    let pre = (act != Activation::Identity).then_some(pre);
+    Ok(cx.record(y, &inputs, move |gradients, dy| {
+        let dpre = activation::backward_linear(gradients, dy, pre.as_ref(), act, bias.as_ref())?;
+        drop(pre);
+        let dy = Operand::matrix(&dpre);
+        if let Some((dw, holds_sum)) = gradients.sink(&w)? {
+            product(1, Operand::matrix(&dw), holds_sum, dy.t(), Operand::matrix(x.value()))?;
+        }
+        input_gradient(gradients, &x, n_in, |dx| product(1, dx, false, dy, Operand::matrix(w.value())))
+    }))
+}
+
+fn input_gradient(
+    gradients: &mut Gradients,
+    x: &Var,
+    n_in: usize,
+    fill: impl FnOnce(Operand<'_>) -> Result<()>,
+) -> Result<()> {
+    if !gradients.wants(x) {
+        return Ok(());
+    }
+    let dx = x.value().like(x.shape())?;
+    debug_assert_eq!(dx.cols(), n_in);
+    fill(Operand::matrix(&dx))?;
+    gradients.add(x, dx)
+}
+
+fn check(x: &Var, w: &Var) -> Result<(usize, usize)> {
+    let &[n_out, n_in] = w.shape() else {
+        let expected = "[n_out, n_in]".into();
+        return Err(EngineError::Shape { op: "linear", operand: "w", expected, got: w.shape().to_vec() });
+    };
+    if x.shape().is_empty() || x.value().cols() != n_in {
+        let expected = format!("[..., {n_in}], as w is {:?}", w.shape());
+        return Err(EngineError::Shape { op: "linear", operand: "x", expected, got: x.shape().to_vec() });
+    }
+    super::matmul::expect_float("linear", "x", x.value())?;
+    w.value().expect_dtype("linear", "w", x.value().dtype())?;
+    w.value().expect_device("linear", "w", x.value())?;
+    Ok((n_out, n_in))
+}
+
+/// Checks a bias of `n_out` values against an input.
+pub(crate) fn check_bias(x: &Tensor, n_out: usize, bias: Option<&Var>) -> Result<()> {
+    let Some(bias) = bias else { return Ok(()) };
+    bias.value().expect_shape("linear", "bias", &[n_out])?;
+    bias.value().expect_dtype("linear", "bias", x.dtype())?;
+    bias.value().expect_device("linear", "bias", x)
+}
+
+/// `shape` with another last dimension.
+pub(crate) fn with_cols(shape: &[usize], cols: usize) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    *shape.last_mut().expect("checked: at least one dimension") = cols;
+    shape
+}

@@ -1,0 +1,85 @@
+//! The ops, one folder each: `mod.rs` checks shapes and records, `cpu.rs` and `cuda.rs` compute.
+
+pub mod activation;
+pub mod attention;
+pub mod block_linear;
+pub mod block_sparse;
+pub mod copy2d;
+pub mod dropout;
+pub mod elementwise;
+mod launch;
+pub mod layer_norm;
+pub mod linear;
+pub mod matmul;
+pub(crate) mod optimizer;
+pub mod patchify;
+pub mod scatter;
+pub mod softmax_cross_entropy;
+pub mod tokens;
+pub mod transpose;
+
+pub use activation::{ACTIVATIONS, Activation, activation, bias_activation};
+pub use attention::{attention, attention_separate};
+pub use block_linear::block_linear;
+pub use block_sparse::{BlockIndex, block_sparse_linear};
+pub use copy2d::resize_cols;
+pub use dropout::{drop_path_scale, dropout};
+pub use elementwise::{add, cast, gated_sum, residual, scale};
+pub use layer_norm::{add_layer_norm, layer_norm};
+pub use linear::linear;
+pub use matmul::matmul;
+pub use patchify::patchify;
+pub use scatter::scatter_blocks;
+pub use softmax_cross_entropy::{Target, ranks, softmax_cross_entropy};
+pub use tokens::{embed_tokens, mean_tokens, select_token};
+pub use transpose::transpose;
+
+/// Every kernel source of the engine, so that a machine without a GPU can compile them all.
+pub static SOURCES: &[&lacewing_cuda::Source] = &[
+    &activation::cuda::SOURCE,
+    &attention::cuda::SOURCE,
+    &attention::cuda::NAIVE,
+    &attention::cuda::WIDE,
+    &copy2d::cuda::SOURCE,
+    &dropout::cuda::SOURCE,
+    &elementwise::cuda::SOURCE,
+    &layer_norm::cuda::SOURCE,
+    &optimizer::cuda::SOURCE,
+    &patchify::cuda::SOURCE,
+    &scatter::cuda::SOURCE,
+    &softmax_cross_entropy::cuda::SOURCE,
+    &tokens::cuda::SOURCE,
+    &transpose::cuda::SOURCE,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::SOURCES;
+    use std::collections::BTreeSet;
+
+    /// The `.cu` files of the folders and the table of sources agree: `NAME/kernel.cu` is `NAME`, another file
+    /// `NAME_file`.
+    #[test]
+    fn every_kernel_source_has_its_row() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/ops");
+        let mut with_kernel = BTreeSet::new();
+        for op in
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|op| op.is_dir())
+        {
+            let name = op.file_name().unwrap().to_str().unwrap().to_owned();
+            for file in std::fs::read_dir(&op).unwrap().map(|entry| entry.unwrap().path()) {
+                match (file.extension(), file.file_stem()) {
+                    (Some(end), Some(stem)) if end == "cu" && stem == "kernel" => {
+                        with_kernel.insert(name.clone())
+                    }
+                    (Some(end), Some(stem)) if end == "cu" => {
+                        with_kernel.insert(format!("{name}_{}", stem.to_str().unwrap()))
+                    }
+                    _ => false,
+                };
+            }
+        }
+        let rows: BTreeSet<String> = SOURCES.iter().map(|source| source.name.to_owned()).collect();
+        assert_eq!(with_kernel, rows);
+    }
+}

@@ -1,0 +1,336 @@
+//! The tape: what ran, as closures that turn an output's gradient into its inputs'.
+
+use crate::ops::elementwise;
+use crate::{DType, EngineError, ParamId, Params, Result, StepRng, Tensor};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+type Backward = Box<dyn FnOnce(&mut Gradients, Tensor) -> Result<()>>;
+
+/// What the tape knows of one differentiable tensor.
+struct Node {
+    /// Absent for leaves.
+    backward: Option<Backward>,
+    /// Where a parameter's gradient accumulates, f32.
+    sink: Option<Tensor>,
+}
+
+/// A tensor that may be on a tape. Cloning shares the tensor.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Tensor,
+    node: Option<usize>,
+}
+
+impl Var {
+    /// The tensor.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> &[usize] {
+        self.value.shape()
+    }
+
+    /// Whether a gradient can reach it.
+    pub fn is_tracked(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// The variable without its value: what a backward closure keeps that only passes a gradient on, so that the
+    /// activation is freed.
+    pub fn handle(&self) -> Handle {
+        Handle { shape: self.shape().to_vec(), node: self.node }
+    }
+}
+
+/// A [`Var`]'s shape and place on the tape.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    shape: Vec<usize>,
+    node: Option<usize>,
+}
+
+/// What a gradient can be of.
+pub trait Tracked {
+    /// The place on the tape, if it has one.
+    #[doc(hidden)]
+    fn node(&self) -> Option<usize>;
+
+    /// Its shape.
+    fn shape(&self) -> &[usize];
+}
+
+impl Tracked for Var {
+    fn node(&self) -> Option<usize> {
+        self.node
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.value.shape()
+    }
+}
+
+impl Tracked for Handle {
+    fn node(&self) -> Option<usize> {
+        self.node
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+}
+
+/// What a forward pass runs in: the parameters, the tape if gradients are wanted, the step's random numbers.
+#[derive(Clone)]
+pub struct Cx {
+    params: Arc<Params>,
+    tape: Option<Rc<RefCell<Vec<Node>>>>,
+    rng: Rc<StepRng>,
+    training: bool,
+}
+
+impl Cx {
+    /// A training pass: gradients are recorded, dropout is on.
+    pub fn training(params: Arc<Params>, rng: StepRng) -> Self {
+        Self { params, tape: Some(Rc::default()), rng: Rc::new(rng), training: true }
+    }
+
+    /// An evaluation pass: nothing is recorded, dropout is off.
+    pub fn evaluation(params: Arc<Params>) -> Self {
+        Self { params, tape: None, rng: Rc::new(StepRng::new(0, 0)), training: false }
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &Arc<Params> {
+        &self.params
+    }
+
+    /// The step's random numbers.
+    pub fn rng(&self) -> &StepRng {
+        &self.rng
+    }
+
+    /// Whether this is a training pass.
+    pub fn is_training(&self) -> bool {
+        self.training
+    }
+
+    /// Element type of activations.
+    pub fn compute_dtype(&self) -> DType {
+        self.params.compute_dtype()
+    }
+
+    /// A tensor no gradient is wanted of.
+    pub fn constant(&self, value: Tensor) -> Var {
+        Var { value, node: None }
+    }
+
+    /// A tensor whose gradient is wanted: see [`Gradients::take`].
+    pub fn leaf(&self, value: Tensor) -> Var {
+        let node = self.push(Node { backward: None, sink: None });
+        Var { value, node }
+    }
+
+    /// A parameter in the compute type.
+    pub fn param(&self, id: ParamId) -> Var {
+        self.param_leaf(id, self.params.compute(id))
+    }
+
+    /// A parameter in f32: for norms, whose arithmetic is f32 throughout.
+    pub fn param_f32(&self, id: ParamId) -> Var {
+        self.param_leaf(id, self.params.master(id))
+    }
+
+    fn param_leaf(&self, id: ParamId, value: Tensor) -> Var {
+        let node = self.tape.as_ref().and_then(|_| {
+            let sink = Some(self.params.gradient(id).ok()?);
+            self.push(Node { backward: None, sink })
+        });
+        Var { value, node }
+    }
+
+    fn push(&self, node: Node) -> Option<usize> {
+        let mut nodes = self.tape.as_ref()?.borrow_mut();
+        nodes.push(node);
+        Some(nodes.len() - 1)
+    }
+
+    /// Whether an op over `inputs` has to be recorded, so that it can keep what its backward needs.
+    pub fn records(&self, inputs: &[&Var]) -> bool {
+        self.tape.is_some() && inputs.iter().any(|var| var.is_tracked())
+    }
+
+    /// Puts an op's output on the tape when any input is on it.
+    ///
+    /// `backward` gets the output's gradient and adds to the inputs' through [`Gradients`].
+    pub fn record(
+        &self,
+        value: Tensor,
+        inputs: &[&Var],
+        backward: impl FnOnce(&mut Gradients, Tensor) -> Result<()> + 'static,
+    ) -> Var {
+        if !self.records(inputs) {
+            return self.constant(value);
+        }
+        let node = self.push(Node { backward: Some(Box::new(backward)), sink: None });
+        Var { value, node }
+    }
+
+    /// Runs the tape backwards from `root`, whose gradient is `seed`; consumes what was recorded.
+    ///
+    /// Gradients of parameters are added to [`Params::gradient`]; those of leaves are in the result.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Shape`] when `seed` is not shaped as `root`; what an op's backward reports.
+    pub fn backward(&self, root: &Var, seed: Tensor) -> Result<Gradients> {
+        seed.expect_shape("backward", "seed", root.shape())?;
+        let nodes = self.tape.as_ref().map(|tape| tape.take()).unwrap_or_default();
+        let (mut backwards, mut gradients) =
+            (Vec::with_capacity(nodes.len()), Gradients { slots: Vec::new() });
+        for node in nodes {
+            backwards.push(node.backward);
+            gradients.slots.push(Slot { sink: node.sink, sum: None });
+        }
+        gradients.add(root, seed)?;
+        // Popping frees each op's saved tensors as soon as they have been used.
+        while let Some(backward) = backwards.pop() {
+            let Some(backward) = backward else { continue };
+            if let Some(dy) = gradients.slots[backwards.len()].sum.take() {
+                backward(&mut gradients, dy)?;
+            }
+        }
+        Ok(gradients)
+    }
+
+    /// Runs `f` without recording its insides and runs it again in the backward pass: activations of one block at
+    /// a time instead of all, for one more forward pass.
+    ///
+    /// # Errors
+    ///
+    /// What `f` reports.
+    pub fn recompute(
+        &self,
+        inputs: &[&Var],
+        f: impl Fn(&Cx, &[Var]) -> Result<Var> + 'static,
+    ) -> Result<Var> {
+        let from = self.rng.position();
+        let vars: Vec<Var> = inputs.iter().map(|&var| var.clone()).collect();
+        let plain: Vec<Var> = vars.iter().map(|var| self.constant(var.value.clone())).collect();
+        let value = f(&Cx { tape: None, ..self.clone() }, &plain)?.value;
+        if self.tape.is_none() {
+            return Ok(self.constant(value));
+        }
+        // Recorded even when no input is tracked: the block's own parameters want gradients.
+        let cx = self.clone();
+        let backward = move |gradients: &mut Gradients, dy: Tensor| {
+            let again = Cx { tape: Some(Rc::default()), rng: Rc::new(cx.rng.at(from)), ..cx };
+            let leaves: Vec<Var> = vars.iter().map(|var| again.leaf(var.value.clone())).collect();
+            let root = f(&again, &leaves)?;
+            let mut inner = again.backward(&root, dy)?;
+            for (var, leaf) in vars.iter().zip(&leaves) {
+                if let (true, Some(dx)) = (var.is_tracked(), inner.take(leaf)) {
+                    gradients.add(var, dx)?;
+                }
+            }
+            Ok(())
+        };
+        let node = self.push(Node { backward: Some(Box::new(backward)), sink: None });
+        Ok(Var { value, node })
+    }
+}
+
+/// Gradients on their way through the tape.
+pub struct Gradients {
+    slots: Vec<Slot>,
+}
+
+struct Slot {
+    sink: Option<Tensor>,
+    sum: Option<Tensor>,
+}
+
+impl Gradients {
+    /// Whether `var` wants a gradient: an op skips the work where not.
+    pub fn wants(&self, var: &impl Tracked) -> bool {
+        var.node().is_some()
+    }
+
+    /// Adds `gradient` to that of `var`.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Shape`] when they differ in shape; what the device reports.
+    pub fn add(&mut self, var: &impl Tracked, gradient: Tensor) -> Result<()> {
+        let Some(node) = var.node() else { return Ok(()) };
+        gradient.expect_shape("gradient", "gradient", var.shape())?;
+        let slot = &mut self.slots[node];
+        if let Some(sink) = &slot.sink {
+            return elementwise::add_assign(sink, &gradient);
+        }
+        slot.sum = Some(match slot.sum.take() {
+            None => gradient,
+            // In place only when nobody else looks at the tensor, as a branch that passed it on would.
+            Some(sum) if sum.is_unique() && sum.dtype() == gradient.dtype() => {
+                elementwise::add_assign(&sum, &gradient)?;
+                sum
+            }
+            Some(sum) => elementwise::sum(&sum, &gradient)?,
+        });
+        Ok(())
+    }
+
+    /// Where an op may accumulate the f32 gradient of `var` itself: the tensor, and whether it holds a sum already
+    /// (add to it) or is undefined (overwrite it). `None` when no gradient is wanted.
+    ///
+    /// # Errors
+    ///
+    /// What the device reports.
+    pub fn sink(&mut self, var: &Var) -> Result<Option<(Tensor, bool)>> {
+        let Some(node) = var.node else { return Ok(None) };
+        let slot = &mut self.slots[node];
+        if let Some(sink) = &slot.sink {
+            return Ok(Some((sink.clone(), true)));
+        }
+        if let Some(sum) = slot.sum.take() {
+            let own = sum.dtype() == DType::F32 && sum.is_unique();
+            let sum = if own { sum } else { elementwise::to_f32_copy(&sum)? };
+            slot.sum = Some(sum.clone());
+            return Ok(Some((sum, true)));
+        }
+        let fresh = var.value.beside(DType::F32, var.shape())?;
+        slot.sum = Some(fresh.clone());
+        Ok(Some((fresh, false)))
+    }
+
+    /// As [`Gradients::sink`], but always a sum to add to: fresh memory is zeroed first.
+    ///
+    /// # Errors
+    ///
+    /// What the device reports.
+    pub fn sink_to_add(&mut self, var: &Var) -> Result<Option<Tensor>> {
+        let Some((tensor, holds_sum)) = self.sink(var)? else { return Ok(None) };
+        if !holds_sum {
+            tensor.fill_zero()?;
+        }
+        Ok(Some(tensor))
+    }
+
+    /// The gradient of a leaf, if any reached it.
+    pub fn take(&mut self, var: &impl Tracked) -> Option<Tensor> {
+        self.slots.get_mut(var.node()?)?.sum.take()
+    }
+}
+
+/// The error for a value out of an op's range.
+pub(crate) fn value_error(
+    op: &'static str,
+    what: &'static str,
+    expected: impl Into<String>,
+    got: impl ToString,
+) -> EngineError {
+    EngineError::Value { op, what, expected: expected.into(), got: got.to_string() }
+}

@@ -1,0 +1,398 @@
+//! Every op, forward and gradient, against PyTorch's float64 answers (themselves checked against finite differences
+//! when the fixtures were made), on every device there is. A device may stray at most twice as far as PyTorch's plain
+//! computation in the same type, and by what storing the answer in that type loses.
+//!
+//! `LACEWING_TEST_CUDA=1` adds the GPU, in f32 and bf16; a GPU that cannot be had is then a failure.
+
+use lacewing_engine::ops::{self, Activation, BlockIndex, Target};
+use lacewing_engine::optim::{AdamW, AdamWConfig, Optimizer, Sgd, SgdConfig};
+use lacewing_engine::{Cx, DType, Device, Params, ParamsBuilder, Result, StepRng, Tensor, Var};
+use safetensors::SafeTensors;
+use std::sync::{Arc, LazyLock};
+
+static BYTES: &[u8] = include_bytes!("fixtures/ops.safetensors");
+static FIXTURES: LazyLock<SafeTensors<'static>> = LazyLock::new(|| SafeTensors::deserialize(BYTES).unwrap());
+
+fn shape(key: &str) -> Vec<usize> {
+    FIXTURES.tensor(key).unwrap_or_else(|_| panic!("fixture {key}")).shape().to_vec()
+}
+
+fn f32s(key: &str) -> Vec<f32> {
+    let view = FIXTURES.tensor(key).unwrap_or_else(|_| panic!("fixture {key}"));
+    view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn errors(key: &str) -> [f64; 2] {
+    let view = FIXTURES.tensor(key).unwrap_or_else(|_| panic!("fixture {key}"));
+    let values: Vec<f64> =
+        view.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect();
+    [values[0], values[1]]
+}
+
+/// Where to run: a device and a compute type.
+#[derive(Clone)]
+struct Place {
+    params: Arc<Params>,
+    dtype: DType,
+}
+
+impl Place {
+    fn name(&self) -> String {
+        format!("{:?} on {}", self.dtype, self.params.device())
+    }
+
+    fn device(&self) -> Device {
+        self.params.device()
+    }
+
+    fn tensor(&self, key: &str) -> Tensor {
+        Tensor::from_f32(&self.device(), &f32s(key), &shape(key)).unwrap()
+    }
+}
+
+static GPU: LazyLock<Option<Device>> = LazyLock::new(|| {
+    let wanted = std::env::var("LACEWING_TEST_CUDA").is_ok_and(|v| v == "1");
+    wanted.then(|| Device::open("cuda:0").expect("LACEWING_TEST_CUDA=1 asks for a GPU"))
+});
+
+fn places() -> Vec<Place> {
+    let mut places = vec![(Device::Cpu, DType::F32)];
+    if let Some(gpu) = &*GPU {
+        places.extend([(gpu.clone(), DType::F32), (gpu.clone(), DType::Bf16)]);
+    }
+    let place = |(device, dtype)| {
+        let mut builder = ParamsBuilder::new(device, dtype).unwrap();
+        builder.add("unused", &[1], true, vec![0.0]).unwrap();
+        Place { params: builder.build().unwrap(), dtype }
+    };
+    places.into_iter().map(place).collect()
+}
+
+/// Inputs that stay f32 whatever the compute type: parameters of norms and token embeddings.
+const F32_INPUTS: &[(&str, &[&str])] = &[
+    ("layer_norm", &["g", "b"]),
+    ("layer_norm_wide", &["g", "b"]),
+    ("add_layer_norm", &["g", "b"]),
+    ("embed_cls", &["cls", "pos"]),
+    ("embed_plain", &["pos"]),
+];
+
+/// Runs `f` on the case's inputs everywhere and compares its value and all gradients.
+#[track_caller]
+fn check(case: &str, inputs: &[&str], f: impl Fn(&Place, &Cx, &[Var]) -> Result<Var>) {
+    for place in places() {
+        let cx = Cx::training(place.params.clone(), StepRng::new(0, 0));
+        let stays = F32_INPUTS.iter().find(|(name, _)| *name == case).map_or(&[][..], |(_, names)| names);
+        let vars: Vec<Var> = inputs
+            .iter()
+            .map(|name| {
+                let tensor = place.tensor(&format!("{case}/in/{name}"));
+                let dtype = if stays.contains(name) { DType::F32 } else { place.dtype };
+                cx.leaf(ops::cast(&tensor, dtype).unwrap())
+            })
+            .collect();
+        let y = f(&place, &cx, &vars).unwrap();
+        compare(case, "", &place, y.value());
+        let dy = ops::cast(&place.tensor(&format!("{case}/dy")), place.dtype).unwrap();
+        let mut gradients = cx.backward(&y, dy).unwrap();
+        for (name, var) in inputs.iter().zip(&vars) {
+            let gradient = gradients.take(var).unwrap_or_else(|| panic!("{case}: no gradient of {name}"));
+            compare(case, name, &place, &gradient);
+        }
+    }
+}
+
+#[track_caller]
+fn compare(case: &str, of: &str, place: &Place, got: &Tensor) {
+    let (key, err) = if of.is_empty() {
+        (format!("{case}/y"), format!("{case}/err"))
+    } else {
+        (format!("{case}/grad/{of}"), format!("{case}/err/{of}"))
+    };
+    let (want, got_shape) = (f32s(&key), got.shape().to_vec());
+    assert_eq!(got_shape, shape(&key), "{key}: shape, {}", place.name());
+    let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let unit = if place.dtype == DType::Bf16 { 1.0 / 256.0 } else { f32::EPSILON };
+    let bound = 2.0 * errors(&err)[usize::from(place.dtype == DType::Bf16)] + f64::from(largest * unit);
+    for (i, (&got, &want)) in got.to_f32().unwrap().iter().zip(&want).enumerate() {
+        let error = (f64::from(got) - f64::from(want)).abs();
+        assert!(error <= bound, "{key}[{i}] = {got}, expected {want} ± {bound:e}, {}", place.name());
+    }
+}
+
+#[test]
+fn linear_meets_the_oracle() {
+    for (name, act) in ops::ACTIVATIONS {
+        check(&format!("linear_{name}"), &["x", "w", "b"], |_, cx, v| {
+            ops::linear(cx, &v[0], &v[1], Some(&v[2]), *act)
+        });
+    }
+    check("linear_wide", &["x", "w", "b"], |_, cx, v| {
+        ops::linear(cx, &v[0], &v[1], Some(&v[2]), Activation::Gelu)
+    });
+    check("linear_no_bias", &["x", "w"], |_, cx, v| {
+        ops::linear(cx, &v[0], &v[1], None, Activation::Identity)
+    });
+}
+
+#[test]
+fn activations_meet_the_oracle() {
+    for (name, act) in &ops::ACTIVATIONS[1..] {
+        check(&format!("activation_{name}"), &["x"], |_, cx, v| ops::activation(cx, &v[0], *act));
+    }
+    check("bias_activation_gelu", &["x", "b"], |_, cx, v| {
+        ops::bias_activation(cx, v[0].clone(), Some(&v[1]), Activation::Gelu)
+    });
+}
+
+#[test]
+fn products_meet_the_oracle() {
+    check("block_linear", &["x", "w"], |_, cx, v| ops::block_linear(cx, &v[0], &v[1]));
+    check("matmul", &["a", "b"], |_, cx, v| ops::matmul(cx, &v[0], &v[1]));
+}
+
+#[test]
+fn norms_meet_the_oracle() {
+    check("layer_norm", &["x", "g", "b"], |_, cx, v| ops::layer_norm(cx, &v[0], &v[1], &v[2], 1e-6));
+    check("layer_norm_wide", &["x", "g", "b"], |_, cx, v| ops::layer_norm(cx, &v[0], &v[1], &v[2], 1e-5));
+    check("add_layer_norm", &["x", "r", "g", "b"], |place, cx, v| {
+        let scale = Tensor::from_f32(&place.device(), &[0.0, 1.25], &[2])?;
+        let (sum, y) = ops::add_layer_norm(cx, &v[0], &v[1], Some(&scale), &v[2], &v[3], 1e-6)?;
+        ops::add(cx, &sum, &y)
+    });
+}
+
+#[test]
+fn elementwise_ops_meet_the_oracle() {
+    check("residual", &["x", "r"], |place, cx, v| {
+        let scale = Tensor::from_f32(&place.device(), &[0.5, 2.0], &[2])?;
+        ops::residual(cx, &v[0], &v[1], Some(&scale))
+    });
+    check("scale", &["x"], |_, cx, v| ops::scale(cx, &v[0], 0.75));
+    check("gated_sum", &["a", "b", "g"], |_, cx, v| ops::gated_sum(cx, &v[0], &v[1], &v[2]));
+}
+
+#[test]
+fn shape_ops_meet_the_oracle() {
+    check("transpose", &["x"], |_, cx, v| ops::transpose(cx, &v[0]));
+    check("resize_wider", &["x"], |_, cx, v| ops::resize_cols(cx, &v[0], 16));
+    check("resize_narrower", &["x"], |_, cx, v| ops::resize_cols(cx, &v[0], 6));
+    check("embed_cls", &["x", "cls", "pos"], |_, cx, v| ops::embed_tokens(cx, &v[0], Some(&v[1]), &v[2]));
+    check("embed_plain", &["x", "pos"], |_, cx, v| ops::embed_tokens(cx, &v[0], None, &v[1]));
+    check("mean_tokens", &["x"], |_, cx, v| ops::mean_tokens(cx, &v[0]));
+    check("select_token", &["x"], |_, cx, v| ops::select_token(cx, &v[0], 2));
+}
+
+#[test]
+fn attention_meets_the_oracle() {
+    check("attention_small", &["qkv"], |_, cx, v| ops::attention(cx, &v[0], 2));
+    check("attention_d32", &["qkv"], |_, cx, v| ops::attention(cx, &v[0], 2));
+    check("attention_d64", &["qkv"], |_, cx, v| ops::attention(cx, &v[0], 1));
+    check("attention_separate", &["q", "k", "v"], |_, cx, v| {
+        ops::attention_separate(cx, &v[0], &v[1], &v[2], 2)
+    });
+}
+
+#[test]
+fn patterns_meet_the_oracle() {
+    type Pattern = (&'static str, (usize, usize), (usize, usize), &'static [(u32, u32)]);
+    let patterns: [Pattern; 3] = [
+        ("blocks_4x8", (12, 24), (4, 8), &[(0, 1), (1, 0), (1, 2), (2, 2)]),
+        ("blocks_16", (48, 64), (16, 16), &[(0, 0), (0, 3), (1, 1), (2, 0), (2, 2)]),
+        ("blocks_1", (5, 7), (1, 1), &[(0, 6), (1, 1), (1, 2), (3, 0), (4, 4)]),
+    ];
+    for (name, shape, block, at) in patterns {
+        check(&format!("scatter_{name}"), &["v"], |place, cx, v| {
+            ops::scatter_blocks(cx, &v[0], &BlockIndex::new(&place.device(), shape, block, at)?)
+        });
+        check(&format!("product_{name}"), &["x", "v"], |place, cx, v| {
+            ops::block_sparse_linear(cx, &v[0], &v[1], &BlockIndex::new(&place.device(), shape, block, at)?)
+        });
+    }
+}
+
+#[test]
+fn the_loss_and_its_gradient_meet_the_oracle() {
+    let labels: Vec<u32> = FIXTURES
+        .tensor("loss/labels")
+        .unwrap()
+        .data()
+        .chunks_exact(4)
+        .map(|b| u32::from_le_bytes(b.try_into().unwrap()))
+        .collect();
+    for place in places() {
+        let logits = ops::cast(&place.tensor("loss/logits"), place.dtype).unwrap();
+        let labels = Tensor::from_u32(&place.device(), &labels, &[6]).unwrap();
+        let soft = place.tensor("loss/soft");
+        for (name, target) in [
+            ("plain", Target::Classes { labels: &labels, smoothing: 0.0 }),
+            ("smooth", Target::Classes { labels: &labels, smoothing: 0.1 }),
+            ("soft", Target::Soft(&soft)),
+        ] {
+            let (loss, dlogits) = ops::softmax_cross_entropy(&logits, target, 1.0 / 6.0).unwrap();
+            // Ten terms, an exponential of a few ulp each; what is stored in bf16 is rounded once.
+            let relative = 32.0 * f32::EPSILON;
+            let stored = if place.dtype == DType::Bf16 { 1.0 / 256.0 } else { 0.0 };
+            for (what, got, slack) in [("loss", loss, relative), ("dlogits", dlogits, relative + stored)] {
+                let want = f32s(&format!("loss_{name}/{what}"));
+                let largest = want.iter().fold(1f32 / 6.0, |m, v| m.max(v.abs()));
+                for (got, want) in got.to_f32().unwrap().iter().zip(&want) {
+                    assert!((got - want).abs() <= slack * largest, "{name} {what}: {got}, expected {want}");
+                }
+            }
+        }
+        let logits = Tensor::from_f32(&place.device(), &[1.0, 3.0, 3.0, 0.0], &[1, 4]).unwrap();
+        let ranks = |label: u32| {
+            let label = Tensor::from_u32(&place.device(), &[label], &[1]).unwrap();
+            ops::ranks(&logits, &label).unwrap().to_u32().unwrap()[0]
+        };
+        assert_eq!([0, 1, 2, 3].map(ranks), [2, 0, 1, 3], "ties go to the lower index, {}", place.name());
+    }
+}
+
+#[test]
+fn patches_are_those_of_unfold() {
+    for place in places() {
+        let cx = Cx::evaluation(place.params.clone());
+        let got = ops::patchify(&cx, &place.tensor("patchify/images"), 4).unwrap();
+        assert_eq!(got.shape(), shape("patchify/y"));
+        assert_eq!(got.value().to_f32().unwrap(), f32s("patchify/y"), "{}", place.name());
+    }
+}
+
+#[test]
+fn optimizers_follow_pytorch() {
+    type Make = fn(&Params) -> Box<dyn Optimizer>;
+    let cases: [(&str, f32, Option<f32>, Make); 4] = [
+        ("adamw", 0.01, None, |p| {
+            let config = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
+            Box::new(AdamW::new(p, config).unwrap())
+        }),
+        ("adamw_clip", 0.01, Some(1.0), |p| {
+            let config = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
+            Box::new(AdamW::new(p, config).unwrap())
+        }),
+        ("sgd", 0.1, None, |p| {
+            let config = SgdConfig { momentum: 0.9, nesterov: false, weight_decay: 0.1 };
+            Box::new(Sgd::new(p, config).unwrap())
+        }),
+        ("sgd_nesterov", 0.1, None, |p| {
+            let config = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 0.1 };
+            Box::new(Sgd::new(p, config).unwrap())
+        }),
+    ];
+    let (start, grads) = (f32s("optimizer/start"), f32s("optimizer/grads"));
+    for (name, lr, clip, make) in cases {
+        for place in places() {
+            let mut builder = ParamsBuilder::new(place.device(), place.dtype).unwrap();
+            let decayed = builder.add("a", &[24], true, start[..24].to_vec()).unwrap();
+            let plain = builder.add("b", &[16], false, start[24..].to_vec()).unwrap();
+            let params = builder.build().unwrap();
+            let mut optimizer = make(&params);
+            for g in grads.chunks_exact(40) {
+                params.gradient(decayed).unwrap().set_f32(&g[..24]).unwrap();
+                params.gradient(plain).unwrap().set_f32(&g[24..]).unwrap();
+                optimizer.step(&params, lr, clip).unwrap();
+                assert!(params.flat_gradient().unwrap().to_f32().unwrap().iter().all(|&g| g == 0.0));
+            }
+            let got: Vec<f32> =
+                [decayed, plain].iter().flat_map(|&id| params.master(id).to_f32().unwrap()).collect();
+            // Five steps of about ten f32 operations each, on values no larger than 4.
+            let bound = 50.0 * 4.0 * f32::EPSILON;
+            for (got, want) in got.iter().zip(f32s(&format!("{name}/end"))) {
+                assert!((got - want).abs() <= bound, "{name}: {got}, expected {want}, {}", place.name());
+            }
+            if place.dtype == DType::Bf16 {
+                let rounded: Vec<f32> = got.iter().map(|&v| half_round(v)).collect();
+                let copy: Vec<f32> =
+                    [decayed, plain].iter().flat_map(|&id| params.compute(id).to_f32().unwrap()).collect();
+                assert_eq!(copy, rounded, "{name}: the copy is the master, rounded");
+            }
+        }
+    }
+}
+
+/// Rounds to bf16, to nearest even.
+fn half_round(v: f32) -> f32 {
+    let bits = v.to_bits();
+    f32::from_bits((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000)
+}
+
+#[test]
+fn dropout_keeps_the_expected_share_and_repeats_in_the_backward_pass() {
+    let mut first: Option<Vec<f32>> = None;
+    for place in places() {
+        let cx = Cx::training(place.params.clone(), StepRng::new(7, 3));
+        let ones = Tensor::from_f32(&place.device(), &vec![1.0; 4001], &[4001]).unwrap();
+        let x = cx.leaf(ops::cast(&ones, place.dtype).unwrap());
+        let y = ops::dropout(&cx, &x, 0.25).unwrap();
+        let values = y.value().to_f32().unwrap();
+        let n_kept = values.iter().filter(|&&v| v != 0.0).count() as f64;
+        // Five standard deviations of a binomial.
+        assert!((n_kept - 3000.75).abs() < 5.0 * (4001.0f64 * 0.25 * 0.75).sqrt(), "{n_kept} of 4001 kept");
+        let mut gradients = cx.backward(&y, x.value().clone()).unwrap();
+        assert_eq!(gradients.take(&x).unwrap().to_f32().unwrap(), values, "the same elements");
+        let mask: Vec<f32> = values.iter().map(|&v| f32::from(u8::from(v != 0.0))).collect();
+        assert_eq!(*first.get_or_insert(mask.clone()), mask, "the same elements on {}", place.name());
+    }
+}
+
+#[test]
+fn a_recomputed_block_has_the_gradients_of_a_plain_one() {
+    for place in places() {
+        let mut runs = Vec::new();
+        for recompute in [false, true] {
+            let mut builder = ParamsBuilder::new(place.device(), place.dtype).unwrap();
+            let weight = builder.add("w", &[17, 24], true, f32s("linear_gelu/in/w")).unwrap();
+            let params = builder.build().unwrap();
+            let cx = Cx::training(params.clone(), StepRng::new(1, 1));
+            let x = cx.leaf(ops::cast(&place.tensor("linear_gelu/in/x"), place.dtype).unwrap());
+            let block = move |cx: &Cx, v: &[Var]| {
+                let hidden = ops::linear(cx, &v[0], &cx.param(weight), None, Activation::Gelu)?;
+                ops::dropout(cx, &hidden, 0.5)
+            };
+            let y = if recompute {
+                cx.recompute(&[&x], block).unwrap()
+            } else {
+                block(&cx, std::slice::from_ref(&x)).unwrap()
+            };
+            let dy = ops::cast(&place.tensor("linear_gelu/dy"), place.dtype).unwrap();
+            let mut gradients = cx.backward(&y, dy).unwrap();
+            let dx = gradients.take(&x).unwrap().to_f32().unwrap();
+            let dw = params.gradient(weight).unwrap().to_f32().unwrap();
+            runs.push((y.value().to_f32().unwrap(), dx, dw));
+        }
+        assert!(runs[0].2.iter().any(|&g| g != 0.0));
+        assert_eq!(runs[0], runs[1], "{}", place.name());
+    }
+}
+
+#[test]
+fn two_gradients_of_one_op_reach_their_places_in_the_flat_array() {
+    for place in places() {
+        let mut builder = ParamsBuilder::new(place.device(), place.dtype).unwrap();
+        let gamma = builder.add("gamma", &[40], false, f32s("layer_norm/in/g")).unwrap();
+        let beta = builder.add("beta", &[40], false, f32s("layer_norm/in/b")).unwrap();
+        let params = builder.build().unwrap();
+        let cx = Cx::training(params.clone(), StepRng::new(0, 0));
+        let x = cx.leaf(ops::cast(&place.tensor("layer_norm/in/x"), place.dtype).unwrap());
+        let y = ops::layer_norm(&cx, &x, &cx.param_f32(gamma), &cx.param_f32(beta), 1e-6).unwrap();
+        cx.backward(&y, ops::cast(&place.tensor("layer_norm/dy"), place.dtype).unwrap()).unwrap();
+        compare("layer_norm", "g", &place, &params.gradient(gamma).unwrap());
+        compare("layer_norm", "b", &place, &params.gradient(beta).unwrap());
+    }
+}
+
+#[test]
+fn a_misfit_is_named() {
+    let place = &places()[0];
+    let cx = Cx::training(place.params.clone(), StepRng::new(0, 0));
+    let x = cx.leaf(Tensor::zeros(&Device::Cpu, DType::F32, &[2, 5]).unwrap());
+    let w = cx.leaf(Tensor::zeros(&Device::Cpu, DType::F32, &[3, 4]).unwrap());
+    let error = ops::linear(&cx, &x, &w, None, Activation::Identity).unwrap_err();
+    assert_eq!(error.to_string(), "linear: x has shape [2, 5], expected [..., 4], as w is [3, 4]");
+    let error = ops::dropout(&cx, &x, 1.0).unwrap_err();
+    assert_eq!(error.to_string(), "dropout: p is 1, expected 0 ≤ p < 1");
+    let error = Device::open("tpu").unwrap_err();
+    assert_eq!(error.to_string(), "unknown device `tpu`: expected `cpu` or `cuda:N`, as in `cuda:0`");
+}
