@@ -1,0 +1,44 @@
+//! Layers: a linear map that takes any structure, and what vision models put around it.
+//!
+//! Layers know names, shapes and rules. They never ask which device they run on: kernels are chosen once, when a layer
+//! is built, by the table [`linear::KERNELS`].
+//!
+//! ```
+//! use lacewing_engine::{Cx, DType, Device, Tensor};
+//! use lacewing_nn::{LinearOptions, ModelBuilder, Rules};
+//! use serde_json::json;
+//!
+//! let rules = Rules::from_json(&json!([{"match": "*.fc1", "structure": "monarch", "blocks": 4}]))?;
+//! let mut builder = ModelBuilder::new(Device::Cpu, DType::F32, 0)?.with_rules(rules);
+//! let fc1 = builder.scope("mlp").linear("fc1", 64, 128, LinearOptions::default())?;
+//! let built = builder.finish()?;
+//! let cx = Cx::evaluation(built.params);
+//! let x = cx.constant(Tensor::zeros(&Device::Cpu, DType::F32, &[2, 7, 64])?);
+//! assert_eq!(fc1.forward(&cx, &x)?.shape(), [2, 7, 128]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod attention;
+mod drop_path;
+mod dropout;
+mod error;
+pub mod linear;
+mod mlp;
+mod module;
+mod norm;
+mod patch_embed;
+mod residual;
+mod rules;
+
+pub use attention::{AttentionOptions, MultiHeadAttention};
+pub use drop_path::DropPath;
+pub use dropout::Dropout;
+pub use error::{NnError, Result};
+pub use linear::{BiasInit, Linear, LinearOptions};
+pub use mlp::{Mlp, MlpOptions};
+pub use module::{Built, LayerInfo, ModelBuilder, Scope, Summary};
+pub use norm::LayerNorm;
+pub use patch_embed::PatchEmbed;
+pub use residual::{ResidualBlock, ResidualStream, run_blocks};
+pub use rules::{Choice, Rules};

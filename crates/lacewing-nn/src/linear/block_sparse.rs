@@ -1,0 +1,65 @@
+//! Block-sparse product: only the stored blocks are multiplied.
+//!
+//! Cost: stored values times rows. The engine's kernel tables choose how on each device.
+
+use super::{Kernel, Problem, Product, fit};
+use lacewing_core::{Form, Pattern};
+use lacewing_engine::ops::{self, Activation, BlockIndex};
+use lacewing_engine::{Cx, DType, Device, EngineError, Var};
+
+/// The row of the table.
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "block_sparse",
+    about: "multiplies the stored blocks only: blocks of 8×8 up, in bf16 of multiples of 16",
+    accepts,
+    prepare: |problem, device| match problem.structure.form() {
+        Form::Pattern(pattern) => Ok(Box::new(BlockSparse(Indexed::new(pattern, device)?))),
+        _ => unreachable!("accepts patterns only"),
+    },
+};
+
+fn accepts(problem: &Problem<'_>) -> bool {
+    let Form::Pattern(Pattern { block: (rows, cols), .. }) = problem.structure.form() else { return false };
+    let least = *rows.min(cols);
+    let multiple = if problem.dtype == DType::Bf16 { 16 } else { 1 };
+    least >= 8 && rows % multiple == 0 && cols % multiple == 0
+}
+
+#[derive(Debug)]
+struct BlockSparse(Indexed);
+
+impl Product for BlockSparse {
+    fn kernel(&self) -> String {
+        KERNEL.name.to_owned()
+    }
+
+    fn run(
+        &self,
+        cx: &Cx,
+        x: &Var,
+        weights: &[Var],
+        bias: Option<&Var>,
+        act: Activation,
+    ) -> Result<Var, EngineError> {
+        let Indexed { index, n_in_ext, n_out, .. } = &self.0;
+        let y = ops::block_sparse_linear(cx, &fit(cx, x.clone(), *n_in_ext)?, &weights[0], index)?;
+        ops::bias_activation(cx, fit(cx, y, *n_out)?, bias, act)
+    }
+}
+
+/// A pattern with its indices on the device.
+#[derive(Debug)]
+pub(super) struct Indexed {
+    pub(super) index: BlockIndex,
+    pub(super) n_in_ext: usize,
+    pub(super) n_out_ext: usize,
+    pub(super) n_out: usize,
+}
+
+impl Indexed {
+    pub(super) fn new(pattern: &Pattern, device: &Device) -> Result<Self, EngineError> {
+        let &Pattern { n_in_ext, n_out_ext, n_out, block, ref positions, .. } = pattern;
+        let index = BlockIndex::new(device, (n_out_ext, n_in_ext), block, positions)?;
+        Ok(Self { index, n_in_ext, n_out_ext, n_out })
+    }
+}

@@ -1,0 +1,279 @@
+//! A linear layer of any structure, and the table of kernels that run one.
+//!
+//! The kernel is chosen when the layer is built: the first row of [`KERNELS`] that accepts the [`Problem`], or the row
+//! asked for by name. The choice depends on the problem alone; a device's kind is data in it like a size.
+
+mod block_sparse;
+mod chain;
+mod dense;
+mod scatter_dense;
+mod sum;
+
+use crate::module::Scope;
+use crate::{NnError, Result};
+use lacewing_core::{Form, Init, Structure};
+use lacewing_engine::ops::{self, Activation};
+use lacewing_engine::{Cx, DType, Device, EngineError, ParamId, Var};
+use std::fmt::Debug;
+
+/// Every kernel of a linear layer, best first. `scatter_dense` takes any pattern, so every structure has a row.
+pub static KERNELS: &[Kernel] =
+    &[dense::KERNEL, chain::KERNEL, sum::KERNEL, block_sparse::KERNEL, scatter_dense::KERNEL];
+
+/// One way to run a structure.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Its name in configs and logs.
+    pub name: &'static str,
+    /// One line on what it does and what it costs.
+    pub about: &'static str,
+    /// Whether it takes the problem; a pure function.
+    pub accepts: fn(&Problem<'_>) -> bool,
+    /// Moves indices to the device.
+    prepare: fn(&Problem<'_>, &Device) -> Prepared,
+}
+
+/// What a kernel is chosen by.
+#[derive(Clone, Copy, Debug)]
+pub struct Problem<'a> {
+    /// The structure: its form, sizes and blocks.
+    pub structure: &'a dyn Structure,
+    /// Element type of activations.
+    pub dtype: DType,
+    /// Kind of device.
+    pub device: DeviceKind,
+    /// A kernel asked for by name: taken where it accepts, in a sum by the branches that it accepts.
+    pub forced: Option<&'a str>,
+}
+
+/// Kind of device, as data of a [`Problem`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The host.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl Problem<'_> {
+    /// The kernel that runs this problem: the one asked for if it accepts, else the first that does.
+    ///
+    /// # Panics
+    ///
+    /// When no row accepts: the table is not complete.
+    pub fn kernel(&self) -> &'static Kernel {
+        let asked = KERNELS.iter().find(|kernel| Some(kernel.name) == self.forced && (kernel.accepts)(self));
+        let first = || KERNELS.iter().find(|kernel| (kernel.accepts)(self));
+        asked.or_else(first).expect("a kernel for every form")
+    }
+
+    /// Whether the kernel asked for, if any, has a part in this problem.
+    fn heeds(&self) -> bool {
+        let Some(forced) = self.forced else { return true };
+        let inside = match self.structure.form() {
+            Form::Sum(sum) => [&sum.a, &sum.b].iter().any(|part| self.of(part.as_ref()).heeds()),
+            _ => false,
+        };
+        self.kernel().name == forced || inside
+    }
+
+    /// The same problem for another structure.
+    fn of<'b>(&'b self, structure: &'b dyn Structure) -> Problem<'b> {
+        Problem { structure, ..*self }
+    }
+
+    fn prepare(&self, device: &Device) -> Prepared {
+        (self.kernel().prepare)(self, device)
+    }
+}
+
+type Prepared = Result<Box<dyn Product>, EngineError>;
+
+/// A structure ready to run on its device.
+trait Product: Debug + Send + Sync {
+    /// The kernels in it, for logs.
+    fn kernel(&self) -> String;
+
+    /// `y = f(W x + b)`; `weights` are the structure's parameters in its order.
+    fn run(
+        &self,
+        cx: &Cx,
+        x: &Var,
+        weights: &[Var],
+        bias: Option<&Var>,
+        act: Activation,
+    ) -> Result<Var, EngineError>;
+}
+
+/// How a layer starts and ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LinearOptions {
+    /// Whether `b [n_out]` is added.
+    pub bias: bool,
+    /// First values of the weights.
+    pub init: Init,
+    /// First values of the bias.
+    pub bias_init: BiasInit,
+    /// Applied to `W x + b`.
+    pub activation: Activation,
+}
+
+impl Default for LinearOptions {
+    /// Bias, the structure's own first values, no activation.
+    fn default() -> Self {
+        Self {
+            bias: true,
+            init: Init::Default,
+            bias_init: BiasInit::Default,
+            activation: Activation::Identity,
+        }
+    }
+}
+
+/// First values of a bias. A structure that keeps its own weights ([`Structure::takes_model_init`]) keeps its own bias
+/// as well, unless the map is asked to be zero.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BiasInit {
+    /// The structure's own: U(±[`Structure::bias_bound`]).
+    Default,
+    /// All zero.
+    Zeros,
+    /// Normal with deviation `std`.
+    Normal {
+        /// Deviation.
+        std: f64,
+    },
+}
+
+/// `y = f(x Wᵀ + b)` with W of any structure.
+#[derive(Debug)]
+pub struct Linear {
+    structure: Box<dyn Structure>,
+    weights: Vec<ParamId>,
+    bias: Option<ParamId>,
+    activation: Activation,
+    product: Box<dyn Product>,
+}
+
+impl Linear {
+    /// Adds the parameters of `structure` and a bias to `scope`.
+    pub(crate) fn build(
+        scope: &mut Scope<'_>,
+        structure: Box<dyn Structure>,
+        forced: Option<&str>,
+        options: LinearOptions,
+    ) -> Result<Self> {
+        let device = if matches!(scope.device(), Device::Cpu) { DeviceKind::Cpu } else { DeviceKind::Cuda };
+        let problem = Problem { structure: structure.as_ref(), dtype: scope.compute(), device, forced };
+        if let Some(kernel) = forced
+            && !problem.heeds()
+        {
+            return Err(refusal(scope.path(), kernel, structure.as_ref()));
+        }
+        let product = problem.prepare(scope.device())?;
+        let weights = scope.parameters(&structure.params(), |rng| structure.init(options.init, rng))?;
+        let n_out = structure.n_out();
+        let bias = if options.bias {
+            let reached = structure.takes_model_init() || options.init == Init::Zeros;
+            let rule = if reached { options.bias_init } else { BiasInit::Default };
+            let bound = structure.bias_bound();
+            let id = scope.parameter("bias", &[n_out], false, |mut rng| match rule {
+                BiasInit::Default => (0..n_out).map(|_| rng.uniform(-bound, bound) as f32).collect(),
+                BiasInit::Zeros => vec![0.0; n_out],
+                BiasInit::Normal { std } => (0..n_out).map(|_| (rng.normal() * std) as f32).collect(),
+            })?;
+            Some(id)
+        } else {
+            None
+        };
+        Ok(Self { structure, weights, bias, activation: options.activation, product })
+    }
+
+    /// `y = f(x Wᵀ + b)`.
+    ///
+    /// Shapes: `x [..., n_in]` → `[..., n_out]`.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Shape`] when `x` has another last dimension; what the device reports.
+    pub fn forward(&self, cx: &Cx, x: &Var) -> Result<Var, EngineError> {
+        let n_in = self.structure.n_in();
+        // Checked here because padding to a structure's size would hide it.
+        if x.shape().last() != Some(&n_in) {
+            let expected = format!("[..., {n_in}]");
+            return Err(EngineError::Shape { op: "linear", operand: "x", expected, got: x.shape().to_vec() });
+        }
+        let weights: Vec<Var> = self.weights.iter().map(|&id| cx.param(id)).collect();
+        let bias = self.bias.map(|id| cx.param(id));
+        self.product.run(cx, x, &weights, bias.as_ref(), self.activation)
+    }
+
+    /// The structure of W.
+    pub fn structure(&self) -> &dyn Structure {
+        self.structure.as_ref()
+    }
+
+    /// The parameters of the structure, in its order.
+    pub fn weights(&self) -> &[ParamId] {
+        &self.weights
+    }
+
+    /// The bias, if there is one.
+    pub fn bias(&self) -> Option<ParamId> {
+        self.bias
+    }
+
+    /// The kernels that run it.
+    pub fn kernel(&self) -> String {
+        self.product.kernel()
+    }
+}
+
+fn refusal(layer: &str, kernel: &str, structure: &dyn Structure) -> NnError {
+    let (layer, kernel) = (layer.to_owned(), kernel.to_owned());
+    if KERNELS.iter().all(|known| known.name != kernel) {
+        return NnError::UnknownKernel {
+            layer,
+            kernel,
+            known: KERNELS.iter().map(|known| known.name).collect(),
+        };
+    }
+    let (n_in, n_out) = (structure.n_in(), structure.n_out());
+    NnError::Refused { layer, kernel, structure: structure.name(), n_in, n_out }
+}
+
+/// `x` with its last dimension cut or padded with zeros to `cols`.
+fn fit(cx: &Cx, x: Var, cols: usize) -> Result<Var, EngineError> {
+    // By value, so that who only keeps the result may write in place.
+    if x.shape().last() == Some(&cols) { Ok(x) } else { ops::resize_cols(cx, &x, cols) }
+}
+
+/// The same elements under another shape.
+fn view(cx: &Cx, x: &Var, shape: &[usize]) -> Result<Var, EngineError> {
+    let from = x.shape().to_vec();
+    if from == shape {
+        return Ok(x.clone());
+    }
+    let handle = x.handle();
+    Ok(cx.record(x.value().reshape(shape)?, &[x], move |gradients, dy| {
+        gradients.add(&handle, dy.reshape(&from)?)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::KERNELS;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_kernel_file_has_its_row() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/linear");
+        let files: BTreeSet<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+            .filter(|name| name != "mod")
+            .collect();
+        let rows: BTreeSet<String> = KERNELS.iter().map(|kernel| kernel.name.to_owned()).collect();
+        assert_eq!(files, rows);
+    }
+}

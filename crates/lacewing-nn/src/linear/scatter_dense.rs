@@ -1,0 +1,48 @@
+//! Scatter and multiply: the values are written into a dense matrix, and one dense product does the rest.
+//!
+//! Cost: a dense product and a pass over W. It takes every pattern and is the one to beat: a sparse kernel that is
+//! slower than this does not pay.
+
+use super::block_sparse::Indexed;
+use super::{Kernel, Product, fit};
+use lacewing_core::Form;
+use lacewing_engine::ops::{self, Activation};
+use lacewing_engine::{Cx, EngineError, Var};
+
+/// The row of the table.
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "scatter_dense",
+    about: "scatters the values into a dense matrix and multiplies densely: any pattern",
+    accepts: |problem| matches!(problem.structure.form(), Form::Pattern(_)),
+    prepare: |problem, device| match problem.structure.form() {
+        Form::Pattern(pattern) => Ok(Box::new(ScatterDense(Indexed::new(pattern, device)?))),
+        _ => unreachable!("accepts patterns only"),
+    },
+};
+
+#[derive(Debug)]
+struct ScatterDense(Indexed);
+
+impl Product for ScatterDense {
+    fn kernel(&self) -> String {
+        KERNEL.name.to_owned()
+    }
+
+    fn run(
+        &self,
+        cx: &Cx,
+        x: &Var,
+        weights: &[Var],
+        bias: Option<&Var>,
+        act: Activation,
+    ) -> Result<Var, EngineError> {
+        let Indexed { index, n_in_ext, n_out_ext, n_out, .. } = &self.0;
+        let w = ops::scatter_blocks(cx, &weights[0], index)?;
+        let x = fit(cx, x.clone(), *n_in_ext)?;
+        if n_out == n_out_ext {
+            return ops::linear(cx, &x, &w, bias, act);
+        }
+        let y = ops::linear(cx, &x, &w, None, Activation::Identity)?;
+        ops::bias_activation(cx, fit(cx, y, *n_out)?, bias, act)
+    }
+}

@@ -1,0 +1,216 @@
+//! Which layer gets which structure: ordered rules on dotted names.
+//!
+//! A rule is a map: `match` is a glob, or a regular expression between slashes; the rest is a structure's config, and
+//! `kernel` forces a row of the kernel table. **The first rule that matches a layer decides**; a layer that none matches is
+//! dense. In a glob `*` matches anything, dots included (`*.mlp.*` matches `blocks.3.mlp.fc1`), `?` one character,
+//! `[0-3]` a range and `{a,b}` either; it must match the whole name. A regular expression may match any part.
+
+use crate::{NnError, Result};
+use globset::{GlobBuilder, GlobMatcher};
+use regex::Regex;
+use serde_json::{Map, Value};
+
+/// An ordered list of rules.
+#[derive(Clone, Debug, Default)]
+pub struct Rules(Vec<Rule>);
+
+#[derive(Clone, Debug)]
+struct Rule {
+    pattern: String,
+    matcher: Matcher,
+    choice: Choice,
+}
+
+#[derive(Clone, Debug)]
+enum Matcher {
+    Glob(GlobMatcher),
+    Regex(Regex),
+}
+
+/// What a rule decides for the layers it matches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// The structure's config, as [`lacewing_core::build`] takes it.
+    pub structure: Value,
+    /// The kernel forced by name.
+    pub kernel: Option<String>,
+}
+
+impl Choice {
+    /// Dense, any kernel: what a layer gets when no rule matches it.
+    pub fn dense() -> Self {
+        Self { structure: Value::from("dense"), kernel: None }
+    }
+
+    /// Reads `"monarch"` or `{"structure": "monarch", "blocks": 8, "kernel": "chain"}` for the rule `pattern`.
+    fn from_json(pattern: &str, config: &Value) -> Result<Self> {
+        let wrong = |key| NnError::RuleConfig { pattern: pattern.to_owned(), key, got: config.to_string() };
+        let mut map = match config {
+            Value::String(_) => return Ok(Self { structure: config.clone(), kernel: None }),
+            Value::Object(map) => map.clone(),
+            _ => return Err(wrong("structure")),
+        };
+        if !map.get("structure").is_some_and(Value::is_string) {
+            return Err(wrong("structure"));
+        }
+        let kernel = match map.shift_remove("kernel") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(name)) => Some(name),
+            Some(_) => return Err(wrong("kernel")),
+        };
+        Ok(Self { structure: Value::Object(map), kernel })
+    }
+}
+
+impl Rules {
+    /// Reads a list of maps, each with `match` and a structure's config.
+    ///
+    /// # Errors
+    ///
+    /// [`NnError::NotRules`], [`NnError::RuleKey`], [`NnError::RuleConfig`], [`NnError::Glob`], [`NnError::Regex`].
+    pub fn from_json(rules: &Value) -> Result<Self> {
+        let list = rules.as_array().ok_or_else(|| NnError::NotRules { got: rules.to_string() })?;
+        let mut read = Self::default();
+        for (at, rule) in list.iter().enumerate() {
+            let map = rule.as_object().ok_or_else(|| NnError::NotRules { got: rule.to_string() })?;
+            let Some(Value::String(pattern)) = map.get("match") else {
+                return Err(NnError::RuleKey { at, key: "match", got: rule.to_string() });
+            };
+            let config: Map<String, Value> =
+                map.iter().filter(|(key, _)| *key != "match").map(|(k, v)| (k.clone(), v.clone())).collect();
+            read.push(pattern, &Value::Object(config))?;
+        }
+        Ok(read)
+    }
+
+    /// Adds a rule after the others: layers whose name matches `pattern` get `config` unless an earlier rule decides.
+    ///
+    /// # Errors
+    ///
+    /// [`NnError::RuleConfig`], [`NnError::Glob`], [`NnError::Regex`].
+    pub fn push(&mut self, pattern: &str, config: &Value) -> Result<()> {
+        let choice = Choice::from_json(pattern, config)?;
+        let inner = pattern.strip_prefix('/').and_then(|rest| rest.strip_suffix('/'));
+        let matcher = match inner {
+            Some(regex) => Matcher::Regex(
+                Regex::new(regex).map_err(|source| NnError::Regex { pattern: pattern.to_owned(), source })?,
+            ),
+            None => Matcher::Glob(
+                GlobBuilder::new(pattern)
+                    .literal_separator(false)
+                    .build()
+                    .map_err(|source| NnError::Glob { pattern: pattern.to_owned(), source })?
+                    .compile_matcher(),
+            ),
+        };
+        self.0.push(Rule { pattern: pattern.to_owned(), matcher, choice });
+        Ok(())
+    }
+
+    /// How many rules there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What the layer called `name` gets.
+    pub fn choose(&self, name: &str) -> Choice {
+        let rule = self.0.iter().find(|rule| rule.matches(name));
+        rule.map_or_else(Choice::dense, |rule| rule.choice.clone())
+    }
+
+    /// Checks that every rule matches a layer, whether or not an earlier rule decides for it.
+    ///
+    /// # Errors
+    ///
+    /// [`NnError::Unmatched`] for the first that does not.
+    pub fn check(&self, names: &[&str]) -> Result<()> {
+        let Some(rule) = self.0.iter().find(|rule| !names.iter().any(|name| rule.matches(name))) else {
+            return Ok(());
+        };
+        let mut nearest = names.to_vec();
+        // Stable, so that of equally near names the first ones are shown.
+        nearest.sort_by_cached_key(|name| strsim::damerau_levenshtein(&rule.pattern, name));
+        let nearest = nearest.iter().take(3).map(|name| format!("`{name}`")).collect();
+        Err(NnError::Unmatched { pattern: rule.pattern.clone(), layers: names.len(), nearest })
+    }
+}
+
+impl Rule {
+    fn matches(&self, name: &str) -> bool {
+        match &self.matcher {
+            Matcher::Glob(glob) => glob.is_match(name),
+            Matcher::Regex(regex) => regex.is_match(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn name_of(rules: &Rules, layer: &str) -> Value {
+        match rules.choose(layer).structure {
+            Value::Object(map) => map["structure"].clone(),
+            name => name,
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_decides_and_the_rest_is_dense() {
+        let rules = json!([
+            {"match": "blocks.0.*", "structure": "dense"},
+            {"match": "*.mlp.*", "structure": "monarch", "blocks": 8},
+            {"match": r"/attn\.(q|k|v|qkv)$/", "structure": "low_rank", "rank": 4},
+        ]);
+        let rules = Rules::from_json(&rules).unwrap();
+        assert_eq!(name_of(&rules, "blocks.0.mlp.fc1"), "dense");
+        assert_eq!(name_of(&rules, "blocks.13.mlp.fc1"), "monarch");
+        assert_eq!(name_of(&rules, "blocks.1.attn.qkv"), "low_rank");
+        assert_eq!(name_of(&rules, "blocks.1.attn.proj"), "dense");
+        assert_eq!(name_of(&rules, "head"), "dense");
+    }
+
+    #[test]
+    fn a_kernel_is_taken_out_of_the_config() {
+        let rules =
+            Rules::from_json(&json!([{"match": "a", "structure": "nm", "n": 2, "kernel": "scatter_dense"}]))
+                .unwrap();
+        let choice = rules.choose("a");
+        assert_eq!(choice.kernel.as_deref(), Some("scatter_dense"));
+        assert_eq!(choice.structure, json!({"structure": "nm", "n": 2}));
+    }
+
+    #[test]
+    fn a_rule_that_matches_nothing_names_the_nearest_layers() {
+        let rules = Rules::from_json(&json!([{"match": "blocks.0.mpl.fc1", "structure": "dense"}])).unwrap();
+        let names = ["patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2", "head"];
+        let error = rules.check(&names).unwrap_err().to_string();
+        assert!(error.contains("`blocks.0.mpl.fc1` matches none of the 5"), "{error}");
+        assert!(error.contains("nearest are `blocks.0.mlp.fc1`, `blocks.0.mlp.fc2`"), "{error}");
+        // A rule in the shade of an earlier one has matched all the same.
+        let shaded = json!([{"match": "*", "structure": "dense"}, {"match": "head", "structure": "dense"}]);
+        Rules::from_json(&shaded).unwrap().check(&names).unwrap();
+    }
+
+    #[test]
+    fn rules_of_a_wrong_shape_are_errors() {
+        for wrong in [
+            json!({"match": "a"}),
+            json!([1]),
+            json!([{"structure": "dense"}]),
+            json!([{"match": "a"}]),
+            json!([{"match": "a", "structure": 3}]),
+            json!([{"match": "[", "structure": "dense"}]),
+            json!([{"match": "/(/", "structure": "dense"}]),
+            json!([{"match": "a", "structure": "dense", "kernel": 1}]),
+        ] {
+            assert!(Rules::from_json(&wrong).is_err(), "{wrong}");
+        }
+    }
+}

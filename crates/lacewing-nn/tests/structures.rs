@@ -1,0 +1,356 @@
+//! Every structure as a layer: the definition in f64 is the oracle of outputs and gradients; a masked dense twin that of
+//! training. Tolerances are γ_K times the sum of absolute products.
+
+use lacewing_core::{Form, Gate, Link, Rng, Structure, structures};
+use lacewing_engine::{Cx, DType, Device, StepRng, Tensor};
+use lacewing_nn::linear::{DeviceKind, KERNELS, Problem};
+use lacewing_nn::{Built, Linear, LinearOptions, ModelBuilder, NnError};
+use serde_json::json;
+
+/// The samples of every table row, and blocks large enough for the block-sparse kernel.
+fn samples() -> Vec<Box<dyn Structure>> {
+    let mut samples: Vec<_> = structures().flat_map(|kind| (kind.samples)()).collect();
+    for (config, n_in, n_out) in [
+        (json!({"structure": "block_sparse", "block": 8, "density": 0.5}), 32, 24),
+        (json!({"structure": "block_sparse", "block": [8, 16], "density": 0.5, "pad": true}), 35, 21),
+        (
+            json!({"structure": "pixelfly", "butterfly_size": 4, "n_factors": 1, "block": 8, "rank": 3}),
+            32,
+            32,
+        ),
+    ] {
+        samples.push(lacewing_core::build(&config, n_in, n_out, 1, None).unwrap());
+    }
+    samples
+}
+
+/// The same structure again, since a layer takes its own.
+fn copy(structure: &dyn Structure) -> Box<dyn Structure> {
+    lacewing_core::restore(&structure.config(), structure.n_in(), structure.n_out(), &structure.buffers())
+        .unwrap()
+}
+
+fn layer(structure: &dyn Structure, kernel: Option<&str>) -> Result<(Linear, Built), NnError> {
+    let mut builder = ModelBuilder::new(Device::Cpu, DType::F32, 11)?;
+    let linear = builder.root().linear_of("layer", copy(structure), kernel, LinearOptions::default())?;
+    Ok((linear, builder.finish()?))
+}
+
+/// Calls `check` for every sample and every kernel that takes it.
+fn for_each_layer(mut check: impl FnMut(&str, &dyn Structure, &Linear, &Built)) {
+    for structure in samples() {
+        let mut ran = 0;
+        for kernel in KERNELS {
+            let (linear, built) = match layer(structure.as_ref(), Some(kernel.name)) {
+                Ok(built) => built,
+                Err(NnError::Refused { .. }) => continue,
+                Err(error) => panic!("{error}"),
+            };
+            let context = format!(
+                "{} [{}, {}] through {}",
+                structure.config(),
+                structure.n_out(),
+                structure.n_in(),
+                linear.kernel()
+            );
+            check(&context, structure.as_ref(), &linear, &built);
+            ran += 1;
+        }
+        assert!(ran > 0, "{structure:?} has no kernel");
+    }
+}
+
+fn values(built: &Built, linear: &Linear) -> (Vec<Vec<f64>>, Vec<f64>) {
+    let read = |id| {
+        let values = built.params.master(id).to_f32().unwrap();
+        values.into_iter().map(f64::from).collect::<Vec<_>>()
+    };
+    (linear.weights().iter().map(|&id| read(id)).collect(), read(linear.bias().unwrap()))
+}
+
+/// `(structure, weights, x) → [n_out]`.
+type Map = fn(&dyn Structure, &[Vec<f64>], &[f64]) -> Vec<f64>;
+
+fn draw(len: usize, rng: &mut Rng) -> Vec<f32> {
+    (0..len).map(|_| rng.uniform(-1.0, 1.0) as f32).collect()
+}
+
+fn apply(structure: &dyn Structure, weights: &[Vec<f64>], x: &[f64]) -> Vec<f64> {
+    structure.apply(&weights.iter().map(Vec::as_slice).collect::<Vec<_>>(), x)
+}
+
+/// A bound of what a relative error of one in every product can do to each output, for absolute `weights` and `x`.
+///
+/// A gate is a smooth function of its logit z: its own error and that of its derivatives are at most (2 + |z|)² times.
+fn magnitude(structure: &dyn Structure, weights: &[Vec<f64>], x: &[f64]) -> Vec<f64> {
+    let Form::Sum(sum) = structure.form() else { return apply(structure, weights, x) };
+    let a = magnitude(sum.a.as_ref(), &weights[sum.a_params.clone()], x);
+    let b = magnitude(sum.b.as_ref(), &weights[sum.b_params.clone()], x);
+    let factor = match sum.gate {
+        Gate::Learned { weight, bias } => {
+            let z = weights[bias][0] + weights[weight].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+            (2.0 + z).powi(2)
+        }
+        Gate::Fixed(_) | Gate::Plain => 1.0,
+    };
+    a.iter().zip(&b).map(|(a, b)| (a + b) * factor).collect()
+}
+
+/// Roundings on the way from an input to an output or back.
+fn depth(structure: &dyn Structure) -> usize {
+    match structure.form() {
+        Form::Dense => structure.n_in() + structure.n_out(),
+        Form::Pattern(pattern) => pattern.n_in_ext + pattern.n_out_ext,
+        Form::Chain(chain) => {
+            let sizes = chain.links.iter().map(|link| match *link {
+                Link::Blocks { q, p, .. } => q + p,
+                Link::Transpose { .. } => 0,
+            });
+            sizes.sum()
+        }
+        // Logit, exponential, quotient, weighing.
+        Form::Sum(sum) => depth(sum.a.as_ref()) + depth(sum.b.as_ref()) + structure.n_in() + 16,
+    }
+}
+
+/// γ_k = k u / (1 − k u) with f32's unit roundoff u.
+fn gamma(k: usize) -> f64 {
+    let ku = k as f64 * f64::from(f32::EPSILON) / 2.0;
+    ku / (1.0 - ku)
+}
+
+fn abs(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|v| v.abs()).collect()
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}
+
+#[test]
+fn outputs_are_those_of_the_definition_for_any_leading_dimensions() {
+    for_each_layer(|context, structure, linear, built| {
+        let (n_in, n_out) = (structure.n_in(), structure.n_out());
+        let (weights, bias) = values(built, linear);
+        let weights_abs: Vec<_> = weights.iter().map(|w| abs(w)).collect();
+        let k = depth(structure) + 2;
+        for lead in [&[][..], &[1], &[5], &[2, 3]] {
+            let rows: usize = lead.iter().product();
+            let x = draw(rows * n_in, &mut Rng::new(5));
+            let cx = Cx::evaluation(built.params.clone());
+            let shape = [lead, &[n_in]].concat();
+            let input = cx.constant(Tensor::from_f32(&Device::Cpu, &x, &shape).unwrap());
+            let y = linear.forward(&cx, &input).unwrap();
+            assert_eq!(y.shape(), [lead, &[n_out]].concat(), "{context}");
+            let y = y.value().to_f32().unwrap();
+            for (x, y) in wide(&x).chunks(n_in).zip(y.chunks(n_out)) {
+                let expected = apply(structure, &weights, x);
+                let bound = magnitude(structure, &weights_abs, &abs(x));
+                for j in 0..n_out {
+                    let (expected, bound) = (expected[j] + bias[j], gamma(k) * (bound[j] + bias[j].abs()));
+                    let error = (f64::from(y[j]) - expected).abs();
+                    assert!(
+                        error <= bound,
+                        "{context}: output {j} is {}, not {expected} within {bound}",
+                        y[j]
+                    );
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn gradients_are_the_finite_differences_of_the_definition() {
+    const ROWS: usize = 3;
+    // Products are linear in each value, so any step is exact for them; a gate leaves an error of its square.
+    let h = 2f64.powi(-14);
+    for_each_layer(|context, structure, linear, built| {
+        let (n_in, n_out) = (structure.n_in(), structure.n_out());
+        let (weights, _) = values(built, linear);
+        let mut rng = Rng::new(6);
+        let (x, seed) = (draw(ROWS * n_in, &mut rng), draw(ROWS * n_out, &mut rng));
+        let cx = Cx::training(built.params.clone(), StepRng::new(0, 0));
+        built.params.zero_gradients().unwrap();
+        let input = cx.leaf(Tensor::from_f32(&Device::Cpu, &x, &[ROWS, n_in]).unwrap());
+        let y = linear.forward(&cx, &input).unwrap();
+        let root = Tensor::from_f32(&Device::Cpu, &seed, &[ROWS, n_out]).unwrap();
+        let dx = cx.backward(&y, root).unwrap().take(&input).unwrap().to_f32().unwrap();
+
+        let (x, seed) = (wide(&x), wide(&seed));
+        let loss = |f: Map, w: &[Vec<f64>], x: &[f64], seed: &[f64]| {
+            let rows = x.chunks(n_in).zip(seed.chunks(n_out));
+            rows.map(|(x, seed)| f(structure, w, x).iter().zip(seed).map(|(y, s)| y * s).sum::<f64>())
+                .sum::<f64>()
+        };
+        let weights_abs: Vec<_> = weights.iter().map(|w| abs(w)).collect();
+        let (x_abs, seed_abs) = (abs(&x), abs(&seed));
+        let largest = loss(magnitude, &weights_abs, &x_abs, &seed_abs);
+        let k = depth(structure) + ROWS + 2;
+        // `shifted` moves one value by a step: of the definition both ways, of the bound upwards.
+        let check = |what: &str, got: f32, central: [f64; 2], bound: f64| {
+            let expected = (central[1] - central[0]) / (2.0 * h);
+            let rounding = f64::EPSILON * k as f64 * largest / h;
+            let bound = (gamma(k) + h * h) * (bound - largest) / h + 2.0 * rounding;
+            let error = (f64::from(got) - expected).abs();
+            assert!(error <= bound, "{context}: gradient of {what} is {got}, not {expected} within {bound}");
+        };
+        let moved = |values: &[f64], at: usize, by: f64| {
+            let mut values = values.to_vec();
+            values[at] += by;
+            values
+        };
+        for at in 0..x.len() {
+            let sides = [-h, h].map(|by| loss(apply, &weights, &moved(&x, at, by), &seed));
+            let bound = loss(magnitude, &weights_abs, &moved(&x_abs, at, h), &seed_abs);
+            check(&format!("x[{at}]"), dx[at], sides, bound);
+        }
+        for (which, &id) in linear.weights().iter().enumerate() {
+            let got = built.params.gradient(id).unwrap().to_f32().unwrap();
+            assert_eq!(got.len(), weights[which].len());
+            for at in 0..got.len() {
+                let with = |weights: &[Vec<f64>], by: f64| {
+                    let mut weights = weights.to_vec();
+                    weights[which][at] += by;
+                    weights
+                };
+                let sides = [-h, h].map(|by| loss(apply, &with(&weights, by), &x, &seed));
+                let bound = loss(magnitude, &with(&weights_abs, h), &x_abs, &seed_abs);
+                check(&format!("{}[{at}]", built.params.info(id).name), got[at], sides, bound);
+            }
+        }
+        let got = built.params.gradient(linear.bias().unwrap()).unwrap().to_f32().unwrap();
+        for j in 0..n_out {
+            let column = || seed.iter().skip(j).step_by(n_out);
+            let (expected, bound) =
+                (column().sum::<f64>(), gamma(ROWS) * column().map(|s| s.abs()).sum::<f64>());
+            assert!((f64::from(got[j]) - expected).abs() <= bound, "{context}: gradient of bias[{j}]");
+        }
+    });
+}
+
+/// Adam (Kingma and Ba, 2015) in f64 on the gradient of half the mean squared error.
+struct Adam {
+    moments: Vec<(f64, f64)>,
+    step: i32,
+}
+
+impl Adam {
+    fn new(len: usize) -> Self {
+        Self { moments: vec![(0.0, 0.0); len], step: 0 }
+    }
+
+    fn step(&mut self, values: &mut [f64], gradient: &[f64]) {
+        self.step += 1;
+        for ((value, (m, v)), g) in values.iter_mut().zip(&mut self.moments).zip(gradient) {
+            *m = 0.9 * *m + 0.1 * g;
+            *v = 0.999 * *v + 0.001 * g * g;
+            let (m, v) = (*m / (1.0 - 0.9f64.powi(self.step)), *v / (1.0 - 0.999f64.powi(self.step)));
+            *value -= 1e-2 * m / (v.sqrt() + 1e-8);
+        }
+    }
+}
+
+#[test]
+fn a_pattern_layer_tracks_its_masked_dense_twin_for_40_adam_steps() {
+    const ROWS: usize = 16;
+    let mut twins = 0;
+    for_each_layer(|context, structure, linear, built| {
+        let Form::Pattern(pattern) = structure.form() else { return };
+        twins += 1;
+        let (n_in, n_out) = (structure.n_in(), structure.n_out());
+        let mut rng = Rng::new(8);
+        let (x, target) = (draw(ROWS * n_in, &mut rng), draw(ROWS * n_out, &mut rng));
+        let (id, bias_id) = (linear.weights()[0], linear.bias().unwrap());
+
+        let (mut weights, mut bias) = values(built, linear);
+        let mut sparse = weights.remove(0);
+        let mut dense = vec![0.0; n_out * n_in];
+        pattern.for_each(|at, row, col| dense[row * n_in + col] = sparse[at]);
+        let mask = pattern.mask();
+        let mut dense_bias = bias.clone();
+        let mut adams = [sparse.len(), n_out, dense.len(), n_out].map(Adam::new);
+        let [adam, adam_bias, adam_dense, adam_dense_bias] = &mut adams;
+
+        for step in 0..40 {
+            let cx = Cx::training(built.params.clone(), StepRng::new(0, step));
+            built.params.zero_gradients().unwrap();
+            let input = cx.constant(Tensor::from_f32(&Device::Cpu, &x, &[ROWS, n_in]).unwrap());
+            let y = linear.forward(&cx, &input).unwrap();
+            let y_values = y.value().to_f32().unwrap();
+            let seed: Vec<f32> = y_values.iter().zip(&target).map(|(y, t)| (y - t) / ROWS as f32).collect();
+            cx.backward(&y, Tensor::from_f32(&Device::Cpu, &seed, &[ROWS, n_out]).unwrap()).unwrap();
+            for (adam, values, id) in [(&mut *adam, &mut sparse, id), (&mut *adam_bias, &mut bias, bias_id)] {
+                adam.step(values, &wide(&built.params.gradient(id).unwrap().to_f32().unwrap()));
+                built.params.set(id, &values.iter().map(|&v| v as f32).collect::<Vec<_>>()).unwrap();
+            }
+
+            let (mut gradient, mut gradient_bias) = (vec![0.0; dense.len()], vec![0.0; n_out]);
+            for (x, target) in wide(&x).chunks(n_in).zip(wide(&target).chunks(n_out)) {
+                for j in 0..n_out {
+                    let row = &dense[j * n_in..][..n_in];
+                    let y = dense_bias[j] + row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+                    let seed = (y - target[j]) / ROWS as f64;
+                    gradient_bias[j] += seed;
+                    for i in 0..n_in {
+                        gradient[j * n_in + i] += seed * x[i] * f64::from(u8::from(mask[j * n_in + i]));
+                    }
+                }
+            }
+            adam_dense.step(&mut dense, &gradient);
+            adam_dense_bias.step(&mut dense_bias, &gradient_bias);
+        }
+        // The bound that the masked and the packed model are held to.
+        let bound = 1e-5;
+        pattern.for_each(|at, row, col| {
+            let error = (sparse[at] - dense[row * n_in + col]).abs();
+            assert!(error <= bound, "{context}: weight [{row}, {col}] is {error} from its twin");
+        });
+        for (bias, twin) in bias.iter().zip(&dense_bias) {
+            assert!((bias - twin).abs() <= bound, "{context}: a bias is {} from its twin", bias - twin);
+        }
+    });
+    assert!(twins >= 10, "only {twins} pattern layers");
+}
+
+#[test]
+fn the_kernel_is_the_first_that_takes_the_problem() {
+    let built = |config: serde_json::Value| lacewing_core::build(&config, 96, 96, 0, None).unwrap();
+    let kernel = |structure: &dyn Structure, dtype, forced| {
+        Problem { structure, dtype, device: DeviceKind::Cuda, forced }.kernel().name
+    };
+    let blocks = |block: usize| built(json!({"structure": "block_sparse", "block": block, "density": 0.5}));
+    assert_eq!(kernel(blocks(8).as_ref(), DType::F32, None), "block_sparse");
+    assert_eq!(kernel(blocks(8).as_ref(), DType::Bf16, None), "scatter_dense");
+    assert_eq!(kernel(blocks(24).as_ref(), DType::Bf16, None), "scatter_dense");
+    assert_eq!(kernel(blocks(32).as_ref(), DType::Bf16, None), "block_sparse");
+    assert_eq!(kernel(blocks(32).as_ref(), DType::Bf16, Some("scatter_dense")), "scatter_dense");
+    assert_eq!(kernel(blocks(4).as_ref(), DType::F32, None), "scatter_dense");
+    assert_eq!(kernel(built(json!("nm")).as_ref(), DType::F32, None), "scatter_dense");
+    assert_eq!(
+        kernel(built(json!({"structure": "monarch", "blocks": 4})).as_ref(), DType::F32, None),
+        "chain"
+    );
+
+    let pixelfly =
+        json!({"structure": "pixelfly", "butterfly_size": 8, "n_factors": 2, "block": 8, "rank": 4});
+    let pixelfly = lacewing_core::build(&pixelfly, 64, 64, 0, None).unwrap();
+    assert_eq!(layer(pixelfly.as_ref(), None).unwrap().0.kernel(), "sum(block_sparse, chain)");
+    let forced = layer(pixelfly.as_ref(), Some("scatter_dense")).unwrap().0;
+    assert_eq!(forced.kernel(), "sum(scatter_dense, chain)");
+    let refused = layer(pixelfly.as_ref(), Some("dense")).unwrap_err().to_string();
+    assert!(refused.contains("`dense` does not take `pixelfly`"), "{refused}");
+    let unknown = layer(pixelfly.as_ref(), Some("fast")).unwrap_err().to_string();
+    assert!(unknown.contains("no kernel `fast`") && unknown.contains("scatter_dense"), "{unknown}");
+}
+
+#[test]
+fn an_input_of_another_width_is_an_error_even_where_the_structure_pads() {
+    let padded = json!({"structure": "block_sparse", "block": 8, "pad": true});
+    let structure = lacewing_core::build(&padded, 30, 20, 0, None).unwrap();
+    let (linear, built) = layer(structure.as_ref(), None).unwrap();
+    let cx = Cx::evaluation(built.params);
+    let x = cx.constant(Tensor::zeros(&Device::Cpu, DType::F32, &[2, 32]).unwrap());
+    let error = linear.forward(&cx, &x).unwrap_err().to_string();
+    assert!(error.contains("[2, 32]") && error.contains("30"), "{error}");
+}
