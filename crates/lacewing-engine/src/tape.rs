@@ -165,8 +165,21 @@ impl Cx {
 
     /// Puts an op's output on the tape when any input is on it.
     ///
-    /// `backward` gets the output's gradient and adds to the inputs' through [`Gradients`].
+    /// `backward` gets the output's gradient, in the output's type, and adds to the inputs' through [`Gradients`].
     pub fn record(
+        &self,
+        value: Tensor,
+        inputs: &[&Var],
+        backward: impl FnOnce(&mut Gradients, Tensor) -> Result<()> + 'static,
+    ) -> Var {
+        let dtype = value.dtype();
+        self.record_any(value, inputs, move |gradients, dy| {
+            backward(gradients, elementwise::cast(&dy, dtype)?)
+        })
+    }
+
+    /// As [`Cx::record`] for ops that take a gradient in f32 as well: that of a weight that was computed comes so.
+    pub(crate) fn record_any(
         &self,
         value: Tensor,
         inputs: &[&Var],
@@ -177,6 +190,21 @@ impl Cx {
         }
         let node = self.push(Node { backward: Some(Box::new(backward)), sink: None });
         Var { value, node }
+    }
+
+    /// The same elements under another shape. Free.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Shape`] when the number of elements differs.
+    pub fn reshape(&self, x: &Var, shape: &[usize]) -> Result<Var> {
+        if x.shape() == shape {
+            return Ok(x.clone());
+        }
+        let handle = x.handle();
+        Ok(self.record_any(x.value().reshape(shape)?, &[x], move |gradients, dy| {
+            gradients.add(&handle, dy.reshape(handle.shape())?)
+        }))
     }
 
     /// Runs the tape backwards from `root`, whose gradient is `seed`; consumes what was recorded.

@@ -29,7 +29,7 @@ pub fn scatter_blocks(cx: &Cx, values: &Var, index: &BlockIndex) -> Result<Var> 
         Some(gpu) => cuda::scatter(gpu, values.value(), index, &dense)?,
     }
     let (values_var, index) = (values.clone(), index.clone());
-    Ok(cx.record(dense, &[values], move |gradients, ddense| {
+    Ok(cx.record_any(dense, &[values], move |gradients, ddense| {
         let Some(dvalues) = gradients.sink_to_add(&values_var)? else { return Ok(()) };
         match ddense.gpu() {
             None => cpu::gather_add(
