@@ -1,8 +1,8 @@
 //! Every structure as a layer: the definition in f64 is the oracle of outputs and gradients; a masked dense twin that of
-//! training. Tolerances are γ_K times the sum of absolute products.
+//! training. Tolerances are γ_K times the sum of absolute products. `LACEWING_TEST_CUDA=1` adds a GPU, in f32.
 
 use lacewing_core::{Form, Gate, Link, Rng, Structure, structures};
-use lacewing_engine::{Cx, DType, Device, StepRng, Tensor};
+use lacewing_engine::{Cx, DType, Device, StepRng, Tensor, ops};
 use lacewing_nn::linear::{DeviceKind, KERNELS, Problem};
 use lacewing_nn::{Built, Linear, LinearOptions, ModelBuilder, NnError};
 use serde_json::json;
@@ -30,34 +30,54 @@ fn copy(structure: &dyn Structure) -> Box<dyn Structure> {
         .unwrap()
 }
 
+fn devices() -> Vec<Device> {
+    let gpu = std::env::var("LACEWING_TEST_CUDA").is_ok_and(|value| value == "1");
+    let gpu = gpu.then(|| Device::open("cuda:0").expect("LACEWING_TEST_CUDA=1 asks for a GPU"));
+    [Device::Cpu].into_iter().chain(gpu).collect()
+}
+
 fn layer(structure: &dyn Structure, kernel: Option<&str>) -> Result<(Linear, Built), NnError> {
-    let mut builder = ModelBuilder::new(Device::Cpu, DType::F32, 11)?;
+    layer_on(&Device::Cpu, structure, kernel)
+}
+
+fn layer_on(
+    device: &Device,
+    structure: &dyn Structure,
+    kernel: Option<&str>,
+) -> Result<(Linear, Built), NnError> {
+    let mut builder = ModelBuilder::new(device.clone(), DType::F32, 11)?;
     let linear = builder.root().linear_of("layer", copy(structure), kernel, LinearOptions::default())?;
     Ok((linear, builder.finish()?))
 }
 
-/// Calls `check` for every sample and every kernel that takes it.
+/// Calls `check` for every device, every sample and every kernel that takes it.
 fn for_each_layer(mut check: impl FnMut(&str, &dyn Structure, &Linear, &Built)) {
-    for structure in samples() {
+    for (device, structure) in devices().iter().flat_map(|d| samples().into_iter().map(move |s| (d, s))) {
         let mut ran = 0;
         for kernel in KERNELS {
-            let (linear, built) = match layer(structure.as_ref(), Some(kernel.name)) {
+            let (linear, built) = match layer_on(device, structure.as_ref(), Some(kernel.name)) {
                 Ok(built) => built,
                 Err(NnError::Refused { .. }) => continue,
                 Err(error) => panic!("{error}"),
             };
-            let context = format!(
-                "{} [{}, {}] through {}",
-                structure.config(),
-                structure.n_out(),
-                structure.n_in(),
-                linear.kernel()
-            );
+            let (config, n_out, n_in) = (structure.config(), structure.n_out(), structure.n_in());
+            let context = format!("{config} [{n_out}, {n_in}] through {} on {device}", linear.kernel());
             check(&context, structure.as_ref(), &linear, &built);
             ran += 1;
         }
         assert!(ran > 0, "{structure:?} has no kernel");
     }
+}
+
+/// Whether factors are multiplied out before they meet the activations.
+fn composes(linear: &Linear) -> bool {
+    linear.kernel().contains("composed")
+}
+
+/// Roundings that composing adds: a dense product in place of the chain's.
+fn depth_of(structure: &dyn Structure, linear: &Linear) -> usize {
+    let dense = if composes(linear) { structure.n_in() + structure.n_out() } else { 0 };
+    depth(structure) + dense
 }
 
 fn values(built: &Built, linear: &Linear) -> (Vec<Vec<f64>>, Vec<f64>) {
@@ -133,13 +153,14 @@ fn outputs_are_those_of_the_definition_for_any_leading_dimensions() {
         let (n_in, n_out) = (structure.n_in(), structure.n_out());
         let (weights, bias) = values(built, linear);
         let weights_abs: Vec<_> = weights.iter().map(|w| abs(w)).collect();
-        let k = depth(structure) + 2;
-        for lead in [&[][..], &[1], &[5], &[2, 3]] {
+        let k = depth_of(structure, linear) + 2;
+        // The last is many rows: kernels may take another way there.
+        for lead in [&[][..], &[1], &[5], &[2, 3], &[2, 2 * n_in + 1]] {
             let rows: usize = lead.iter().product();
             let x = draw(rows * n_in, &mut Rng::new(5));
             let cx = Cx::evaluation(built.params.clone());
             let shape = [lead, &[n_in]].concat();
-            let input = cx.constant(Tensor::from_f32(&Device::Cpu, &x, &shape).unwrap());
+            let input = cx.constant(Tensor::from_f32(&built.params.device(), &x, &shape).unwrap());
             let y = linear.forward(&cx, &input).unwrap();
             assert_eq!(y.shape(), [lead, &[n_out]].concat(), "{context}");
             let y = y.value().to_f32().unwrap();
@@ -162,31 +183,33 @@ fn outputs_are_those_of_the_definition_for_any_leading_dimensions() {
 
 #[test]
 fn gradients_are_the_finite_differences_of_the_definition() {
-    const ROWS: usize = 3;
     // Products are linear in each value, so any step is exact for them; a gate leaves an error of its square.
     let h = 2f64.powi(-14);
     for_each_layer(|context, structure, linear, built| {
         let (n_in, n_out) = (structure.n_in(), structure.n_out());
+        // Enough rows that a composing kernel composes; then not every gradient is compared.
+        let (rows, stride) = if composes(linear) { (4 * n_in, 13) } else { (3, 1) };
         let (weights, _) = values(built, linear);
         let mut rng = Rng::new(6);
-        let (x, seed) = (draw(ROWS * n_in, &mut rng), draw(ROWS * n_out, &mut rng));
+        let (x, seed) = (draw(rows * n_in, &mut rng), draw(rows * n_out, &mut rng));
         let cx = Cx::training(built.params.clone(), StepRng::new(0, 0));
         built.params.zero_gradients().unwrap();
-        let input = cx.leaf(Tensor::from_f32(&Device::Cpu, &x, &[ROWS, n_in]).unwrap());
+        let input = cx.leaf(Tensor::from_f32(&built.params.device(), &x, &[rows, n_in]).unwrap());
         let y = linear.forward(&cx, &input).unwrap();
-        let root = Tensor::from_f32(&Device::Cpu, &seed, &[ROWS, n_out]).unwrap();
+        let root = Tensor::from_f32(&built.params.device(), &seed, &[rows, n_out]).unwrap();
         let dx = cx.backward(&y, root).unwrap().take(&input).unwrap().to_f32().unwrap();
 
         let (x, seed) = (wide(&x), wide(&seed));
         let loss = |f: Map, w: &[Vec<f64>], x: &[f64], seed: &[f64]| {
-            let rows = x.chunks(n_in).zip(seed.chunks(n_out));
-            rows.map(|(x, seed)| f(structure, w, x).iter().zip(seed).map(|(y, s)| y * s).sum::<f64>())
+            let pairs = x.chunks(n_in).zip(seed.chunks(n_out));
+            pairs
+                .map(|(x, seed)| f(structure, w, x).iter().zip(seed).map(|(y, s)| y * s).sum::<f64>())
                 .sum::<f64>()
         };
         let weights_abs: Vec<_> = weights.iter().map(|w| abs(w)).collect();
         let (x_abs, seed_abs) = (abs(&x), abs(&seed));
         let largest = loss(magnitude, &weights_abs, &x_abs, &seed_abs);
-        let k = depth(structure) + ROWS + 2;
+        let k = depth_of(structure, linear) + rows + 2;
         // `shifted` moves one value by a step: of the definition both ways, of the bound upwards.
         let check = |what: &str, got: f32, central: [f64; 2], bound: f64| {
             let expected = (central[1] - central[0]) / (2.0 * h);
@@ -200,7 +223,7 @@ fn gradients_are_the_finite_differences_of_the_definition() {
             values[at] += by;
             values
         };
-        for at in 0..x.len() {
+        for at in (0..x.len()).step_by(stride * stride) {
             let sides = [-h, h].map(|by| loss(apply, &weights, &moved(&x, at, by), &seed));
             let bound = loss(magnitude, &weights_abs, &moved(&x_abs, at, h), &seed_abs);
             check(&format!("x[{at}]"), dx[at], sides, bound);
@@ -208,7 +231,7 @@ fn gradients_are_the_finite_differences_of_the_definition() {
         for (which, &id) in linear.weights().iter().enumerate() {
             let got = built.params.gradient(id).unwrap().to_f32().unwrap();
             assert_eq!(got.len(), weights[which].len());
-            for at in 0..got.len() {
+            for at in (0..got.len()).step_by(stride) {
                 let with = |weights: &[Vec<f64>], by: f64| {
                     let mut weights = weights.to_vec();
                     weights[which][at] += by;
@@ -223,10 +246,65 @@ fn gradients_are_the_finite_differences_of_the_definition() {
         for j in 0..n_out {
             let column = || seed.iter().skip(j).step_by(n_out);
             let (expected, bound) =
-                (column().sum::<f64>(), gamma(ROWS) * column().map(|s| s.abs()).sum::<f64>());
+                (column().sum::<f64>(), gamma(rows) * column().map(|s| s.abs()).sum::<f64>());
             assert!((f64::from(got[j]) - expected).abs() <= bound, "{context}: gradient of bias[{j}]");
         }
     });
+}
+
+/// On a GPU in bf16: as far from the definition as rounding every operand and every intermediate to bf16 can take it.
+#[test]
+fn bf16_strays_no_farther_than_its_roundings() {
+    let unit = 2f64.powi(-8);
+    for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
+        for (structure, kernel) in samples().iter().flat_map(|s| KERNELS.iter().map(move |k| (s, k))) {
+            let structure = structure.as_ref();
+            let (n_in, n_out) = (structure.n_in(), structure.n_out());
+            let mut builder = ModelBuilder::new(device.clone(), DType::Bf16, 11).unwrap();
+            let options = LinearOptions::default();
+            let linear = match builder.root().linear_of("layer", copy(structure), Some(kernel.name), options)
+            {
+                Err(NnError::Refused { .. }) => continue,
+                linear => linear.unwrap(),
+            };
+            let built = builder.finish().unwrap();
+            let (weights, bias) = values(&built, &linear);
+            let weights_abs: Vec<_> = weights.iter().map(|w| abs(w)).collect();
+            for rows in [3, 4 * n_in] {
+                let (x, seed) = (draw(rows * n_in, &mut Rng::new(5)), draw(rows * n_out, &mut Rng::new(6)));
+                let cx = Cx::training(built.params.clone(), StepRng::new(0, 0));
+                let tensor = |values: &[f32], cols| {
+                    ops::cast(&Tensor::from_f32(&device, values, &[rows, cols]).unwrap(), DType::Bf16)
+                        .unwrap()
+                };
+                let input = cx.leaf(tensor(&x, n_in));
+                let y = linear.forward(&cx, &input).unwrap();
+                let got = y.value().to_f32().unwrap();
+                let dx =
+                    cx.backward(&y, tensor(&seed, n_out)).unwrap().take(&input).unwrap().to_f32().unwrap();
+                let context = format!("{} [{n_out}, {n_in}] through {}", structure.config(), linear.kernel());
+                for (at, (x, y)) in wide(&x).chunks(n_in).zip(got.chunks(n_out)).enumerate() {
+                    let (expected, bound) =
+                        (apply(structure, &weights, x), magnitude(structure, &weights_abs, &abs(x)));
+                    for j in 0..n_out {
+                        // Input, two factors, two intermediates, the sum, bias and output: a rounding each.
+                        let bound = 8.0 * unit * (bound[j] + bias[j].abs());
+                        let error = (f64::from(y[j]) - expected[j] - bias[j]).abs();
+                        assert!(
+                            error <= bound,
+                            "{context}: output [{at}, {j}] off by {error}, bound {bound}"
+                        );
+                    }
+                }
+                assert!(dx.iter().all(|v| v.is_finite()) && dx.iter().any(|&v| v != 0.0), "{context}: dx");
+                let gradient = built.params.gradient(linear.weights()[0]).unwrap().to_f32().unwrap();
+                assert!(
+                    gradient.iter().all(|v| v.is_finite()) && gradient.iter().any(|&v| v != 0.0),
+                    "{context}"
+                );
+            }
+        }
+    }
 }
 
 /// Adam (Kingma and Ba, 2015) in f64 on the gradient of half the mean squared error.
@@ -275,11 +353,12 @@ fn a_pattern_layer_tracks_its_masked_dense_twin_for_40_adam_steps() {
         for step in 0..40 {
             let cx = Cx::training(built.params.clone(), StepRng::new(0, step));
             built.params.zero_gradients().unwrap();
-            let input = cx.constant(Tensor::from_f32(&Device::Cpu, &x, &[ROWS, n_in]).unwrap());
+            let input = cx.constant(Tensor::from_f32(&built.params.device(), &x, &[ROWS, n_in]).unwrap());
             let y = linear.forward(&cx, &input).unwrap();
             let y_values = y.value().to_f32().unwrap();
             let seed: Vec<f32> = y_values.iter().zip(&target).map(|(y, t)| (y - t) / ROWS as f32).collect();
-            cx.backward(&y, Tensor::from_f32(&Device::Cpu, &seed, &[ROWS, n_out]).unwrap()).unwrap();
+            cx.backward(&y, Tensor::from_f32(&built.params.device(), &seed, &[ROWS, n_out]).unwrap())
+                .unwrap();
             for (adam, values, id) in [(&mut *adam, &mut sparse, id), (&mut *adam_bias, &mut bias, bias_id)] {
                 adam.step(values, &wide(&built.params.gradient(id).unwrap().to_f32().unwrap()));
                 built.params.set(id, &values.iter().map(|&v| v as f32).collect::<Vec<_>>()).unwrap();
@@ -314,30 +393,39 @@ fn a_pattern_layer_tracks_its_masked_dense_twin_for_40_adam_steps() {
 }
 
 #[test]
-fn the_kernel_is_the_first_that_takes_the_problem() {
-    let built = |config: serde_json::Value| lacewing_core::build(&config, 96, 96, 0, None).unwrap();
-    let kernel = |structure: &dyn Structure, dtype, forced| {
-        Problem { structure, dtype, device: DeviceKind::Cuda, forced }.kernel().name
+fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
+    let built = |config: serde_json::Value| lacewing_core::build(&config, 960, 960, 0, None).unwrap();
+    let on = |device, structure: &dyn Structure, dtype, forced| {
+        Problem { structure, dtype, device, forced }.kernel().name
     };
-    let blocks = |block: usize| built(json!({"structure": "block_sparse", "block": block, "density": 0.5}));
-    assert_eq!(kernel(blocks(8).as_ref(), DType::F32, None), "block_sparse");
-    assert_eq!(kernel(blocks(8).as_ref(), DType::Bf16, None), "scatter_dense");
-    assert_eq!(kernel(blocks(24).as_ref(), DType::Bf16, None), "scatter_dense");
-    assert_eq!(kernel(blocks(32).as_ref(), DType::Bf16, None), "block_sparse");
-    assert_eq!(kernel(blocks(32).as_ref(), DType::Bf16, Some("scatter_dense")), "scatter_dense");
-    assert_eq!(kernel(blocks(4).as_ref(), DType::F32, None), "scatter_dense");
-    assert_eq!(kernel(built(json!("nm")).as_ref(), DType::F32, None), "scatter_dense");
+    let (cpu, gpu) = (DeviceKind::Cpu, DeviceKind::Cuda);
+    let blocks = |block: usize, density: f64| {
+        built(json!({"structure": "block_sparse", "block": block, "density": density}))
+    };
+    assert_eq!(on(gpu, blocks(32, 0.1).as_ref(), DType::Bf16, None), "block_sparse");
+    assert_eq!(on(gpu, blocks(32, 0.5).as_ref(), DType::Bf16, None), "scatter_dense", "too dense to pay");
+    assert_eq!(on(gpu, blocks(32, 0.5).as_ref(), DType::Bf16, Some("block_sparse")), "block_sparse");
     assert_eq!(
-        kernel(built(json!({"structure": "monarch", "blocks": 4})).as_ref(), DType::F32, None),
-        "chain"
+        on(gpu, blocks(24, 0.05).as_ref(), DType::Bf16, None),
+        "scatter_dense",
+        "not a multiple of 16"
     );
+    assert_eq!(on(cpu, blocks(24, 0.05).as_ref(), DType::F32, None), "block_sparse");
+    assert_eq!(on(cpu, blocks(4, 0.05).as_ref(), DType::F32, None), "scatter_dense", "blocks too small");
+    assert_eq!(on(cpu, built(json!("nm")).as_ref(), DType::F32, None), "scatter_dense");
+    let monarch = built(json!({"structure": "monarch", "blocks": 4}));
+    assert_eq!(on(cpu, monarch.as_ref(), DType::F32, None), "chain");
+    assert_eq!(on(gpu, monarch.as_ref(), DType::Bf16, None), "composed");
+    let wide =
+        lacewing_core::build(&json!({"structure": "monarch", "blocks": 16}), 4096, 4096, 0, None).unwrap();
+    assert_eq!(on(gpu, wide.as_ref(), DType::Bf16, None), "chain");
 
     let pixelfly =
         json!({"structure": "pixelfly", "butterfly_size": 8, "n_factors": 2, "block": 8, "rank": 4});
     let pixelfly = lacewing_core::build(&pixelfly, 64, 64, 0, None).unwrap();
-    assert_eq!(layer(pixelfly.as_ref(), None).unwrap().0.kernel(), "sum(block_sparse, chain)");
-    let forced = layer(pixelfly.as_ref(), Some("scatter_dense")).unwrap().0;
-    assert_eq!(forced.kernel(), "sum(scatter_dense, chain)");
+    assert_eq!(layer(pixelfly.as_ref(), None).unwrap().0.kernel(), "sum(scatter_dense, chain)");
+    let forced = layer(pixelfly.as_ref(), Some("block_sparse")).unwrap().0;
+    assert_eq!(forced.kernel(), "sum(block_sparse, chain)");
     let refused = layer(pixelfly.as_ref(), Some("dense")).unwrap_err().to_string();
     assert!(refused.contains("`dense` does not take `pixelfly`"), "{refused}");
     let unknown = layer(pixelfly.as_ref(), Some("fast")).unwrap_err().to_string();

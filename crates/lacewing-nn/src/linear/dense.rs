@@ -10,6 +10,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "dense",
     about: "one dense product with bias and activation in its epilogue",
     accepts: |problem| matches!(problem.structure.form(), Form::Dense),
+    pays: |_| true,
     prepare: |_, _| Ok(Box::new(Dense)),
 };
 

@@ -1,10 +1,11 @@
 //! A linear layer of any structure, and the table of kernels that run one.
 //!
-//! The kernel is chosen when the layer is built: the first row of [`KERNELS`] that accepts the [`Problem`], or the row
-//! asked for by name. The choice depends on the problem alone; a device's kind is data in it like a size.
+//! The kernel is chosen when the layer is built: the first row of [`KERNELS`] that accepts the [`Problem`] and pays, or the
+//! row asked for by name. The choice depends on the problem alone; a device's kind is data in it like a size.
 
 mod block_sparse;
 mod chain;
+mod composed;
 mod dense;
 mod scatter_dense;
 mod sum;
@@ -17,8 +18,14 @@ use lacewing_engine::{Cx, DType, Device, EngineError, ParamId, Var};
 use std::fmt::Debug;
 
 /// Every kernel of a linear layer, best first. `scatter_dense` takes any pattern, so every structure has a row.
-pub static KERNELS: &[Kernel] =
-    &[dense::KERNEL, chain::KERNEL, sum::KERNEL, block_sparse::KERNEL, scatter_dense::KERNEL];
+pub static KERNELS: &[Kernel] = &[
+    dense::KERNEL,
+    composed::KERNEL,
+    chain::KERNEL,
+    sum::KERNEL,
+    block_sparse::KERNEL,
+    scatter_dense::KERNEL,
+];
 
 /// One way to run a structure.
 #[derive(Debug)]
@@ -29,6 +36,8 @@ pub struct Kernel {
     pub about: &'static str,
     /// Whether it takes the problem; a pure function.
     pub accepts: fn(&Problem<'_>) -> bool,
+    /// Whether it is expected to be the fastest of those that accept; a pure function of measured break-evens.
+    pub pays: fn(&Problem<'_>) -> bool,
     /// Moves indices to the device.
     prepare: fn(&Problem<'_>, &Device) -> Prepared,
 }
@@ -56,14 +65,14 @@ pub enum DeviceKind {
 }
 
 impl Problem<'_> {
-    /// The kernel that runs this problem: the one asked for if it accepts, else the first that does.
+    /// The kernel that runs this problem: the one asked for if it accepts, else the first that accepts and pays.
     ///
     /// # Panics
     ///
     /// When no row accepts: the table is not complete.
     pub fn kernel(&self) -> &'static Kernel {
         let asked = KERNELS.iter().find(|kernel| Some(kernel.name) == self.forced && (kernel.accepts)(self));
-        let first = || KERNELS.iter().find(|kernel| (kernel.accepts)(self));
+        let first = || KERNELS.iter().find(|kernel| (kernel.accepts)(self) && (kernel.pays)(self));
         asked.or_else(first).expect("a kernel for every form")
     }
 
@@ -246,18 +255,6 @@ fn refusal(layer: &str, kernel: &str, structure: &dyn Structure) -> NnError {
 fn fit(cx: &Cx, x: Var, cols: usize) -> Result<Var, EngineError> {
     // By value, so that who only keeps the result may write in place.
     if x.shape().last() == Some(&cols) { Ok(x) } else { ops::resize_cols(cx, &x, cols) }
-}
-
-/// The same elements under another shape.
-fn view(cx: &Cx, x: &Var, shape: &[usize]) -> Result<Var, EngineError> {
-    let from = x.shape().to_vec();
-    if from == shape {
-        return Ok(x.clone());
-    }
-    let handle = x.handle();
-    Ok(cx.record(x.value().reshape(shape)?, &[x], move |gradients, dy| {
-        gradients.add(&handle, dy.reshape(&from)?)
-    }))
 }
 
 #[cfg(test)]

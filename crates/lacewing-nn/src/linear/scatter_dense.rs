@@ -14,6 +14,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "scatter_dense",
     about: "scatters the values into a dense matrix and multiplies densely: any pattern",
     accepts: |problem| matches!(problem.structure.form(), Form::Pattern(_)),
+    pays: |_| true,
     prepare: |problem, device| match problem.structure.form() {
         Form::Pattern(pattern) => Ok(Box::new(ScatterDense(Indexed::new(pattern, device)?))),
         _ => unreachable!("accepts patterns only"),

@@ -1,6 +1,6 @@
 //! Sums: both branches by their own kernels, then one pass that weighs and adds.
 
-use super::{Kernel, Product, view};
+use super::{Kernel, Product};
 use lacewing_core::{Form, Gate};
 use lacewing_engine::ops::{self, Activation};
 use lacewing_engine::{Cx, EngineError, Var};
@@ -11,6 +11,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "sum",
     about: "each branch by its own kernel, weighed and added in one pass",
     accepts: |problem| matches!(problem.structure.form(), Form::Sum(_)),
+    pays: |_| true,
     prepare: |problem, device| match problem.structure.form() {
         Form::Sum(sum) => Ok(Box::new(Branches {
             a: problem.of(sum.a.as_ref()).prepare(device)?,
@@ -49,7 +50,7 @@ impl Product for Branches {
         let b = self.b.run(cx, x, &weights[self.b_params.clone()], None, Activation::Identity)?;
         let y = match self.gate {
             Gate::Learned { weight, bias } => {
-                let w = view(cx, &weights[weight], &[1, weights[weight].value().len()])?;
+                let w = cx.reshape(&weights[weight], &[1, weights[weight].value().len()])?;
                 let logits = ops::linear(cx, x, &w, Some(&weights[bias]), Activation::Identity)?;
                 ops::gated_sum(cx, &a, &b, &logits)?
             }
