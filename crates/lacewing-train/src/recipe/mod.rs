@@ -1,0 +1,303 @@
+//! Recipes: everything that decides a training run, as typed settings with defaults.
+//!
+//! A recipe is YAML. Overrides `key.path=value` are merged over it, then it is read as [`Recipe`]; whatever is wrong is
+//! reported with its path. The settings of the model and of its structures belong to the model and are checked by it.
+
+mod read;
+
+pub use crate::data::OnBadImage;
+pub use read::{Override, RecipeError, load, merge, parse};
+
+use crate::augment::AugmentConfig;
+use crate::schedule::{self, Schedule};
+use lacewing_engine::DType;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::path::PathBuf;
+
+/// A training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// What the run is called.
+    pub name: String,
+    /// One line on what it is for.
+    pub about: String,
+    /// Decides first values, patterns, the order of the data and every random draw.
+    pub seed: u64,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Folder for everything the run writes; by default `runs/NAME`, or `runs/NAME-2` and so on when that is taken.
+    pub out: Option<PathBuf>,
+    /// Where pictures come from.
+    pub data: DataConfig,
+    /// What happens to training pictures.
+    pub augment: AugmentConfig,
+    /// The model: its `name`, its own settings, and structures by group and by rule.
+    pub model: Map<String, Value>,
+    /// Also train the model with every structure made dense, and compare.
+    pub twin: bool,
+    /// More models to train beside: a name for each, and what it changes in `model`.
+    pub compare: Map<String, Value>,
+    /// How it is trained.
+    pub train: TrainConfig,
+}
+
+/// Where pictures come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// The data set.
+    pub name: String,
+    /// Where it lies, unless it is part of the program.
+    pub path: Option<PathBuf>,
+    /// Pictures a training batch.
+    pub batch_size: usize,
+    /// Pictures an evaluation batch.
+    pub eval_batch_size: usize,
+    /// Threads that prepare batches; 0 for one a core.
+    pub workers: usize,
+    /// What to do with a picture that does not decode.
+    pub on_bad_image: OnBadImage,
+    /// Side in pixels to which pictures of varying size are brought.
+    pub image_size: u32,
+}
+
+/// How a model is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Passes over the training pictures.
+    pub epochs: u64,
+    /// Stop after this many optimizer steps, the schedule being that of the whole run.
+    pub max_steps: Option<u64>,
+    /// The optimizer.
+    pub optimizer: OptimizerName,
+    /// The learning rate after warm-up.
+    pub lr: f64,
+    /// The learning rate at the end.
+    pub min_lr: f64,
+    /// Epochs of linear warm-up; may be a fraction.
+    pub warmup_epochs: f64,
+    /// Steps of linear warm-up, in place of `warmup_epochs`.
+    pub warmup_steps: Option<u64>,
+    /// How the learning rate falls: a name of `lacewing list schedules`.
+    pub schedule: String,
+    /// Weight decay of everything but biases, norms, class tokens and positions.
+    pub weight_decay: f64,
+    /// Decays of AdamW's two moments.
+    pub betas: [f64; 2],
+    /// AdamW's ε.
+    pub eps: f64,
+    /// SGD's momentum.
+    pub momentum: f64,
+    /// Whether SGD's momentum looks ahead.
+    pub nesterov: bool,
+    /// Share of each target that is spread over all classes.
+    pub label_smoothing: f64,
+    /// Greatest norm of the gradient; longer ones are scaled down to it.
+    pub clip_norm: Option<f64>,
+    /// Batches whose gradients are averaged for one optimizer step.
+    pub accumulate: u64,
+    /// Averaged weights.
+    pub ema: EmaConfig,
+    /// Type of activations and weight copies; by default bf16 on a GPU and f32 on the host.
+    pub dtype: Option<ComputeType>,
+    /// Epochs between evaluations; 0 for only the last.
+    pub eval_every: u64,
+    /// Epochs between checkpoints; 0 for only the last.
+    pub checkpoint_every: u64,
+    /// Steps between log lines, when losses are fetched and checked.
+    pub log_every: u64,
+}
+
+/// An exponential moving average of the weights, which is then what is evaluated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EmaConfig {
+    /// What the average keeps of itself at each step; 0 for no average.
+    pub decay: f64,
+}
+
+/// The optimizers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerName {
+    /// Adam with decoupled weight decay.
+    AdamW,
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+}
+
+/// Type of activations and of the weights they meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeType {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16 with f32 masters; GPUs only.
+    Bf16,
+}
+
+impl ComputeType {
+    /// The engine's name for it.
+    pub fn engine(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::Bf16,
+        }
+    }
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            name: "run".to_owned(),
+            about: String::new(),
+            seed: 0,
+            device: "cpu".to_owned(),
+            out: None,
+            data: DataConfig::default(),
+            augment: AugmentConfig::default(),
+            model: Map::new(),
+            twin: false,
+            compare: Map::new(),
+            train: TrainConfig::default(),
+        }
+    }
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            name: "digits".to_owned(),
+            path: None,
+            batch_size: 128,
+            eval_batch_size: 256,
+            workers: 0,
+            on_bad_image: OnBadImage::default(),
+            image_size: 224,
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 100,
+            max_steps: None,
+            optimizer: OptimizerName::AdamW,
+            lr: 1e-3,
+            min_lr: 0.0,
+            warmup_epochs: 5.0,
+            warmup_steps: None,
+            schedule: "cosine".to_owned(),
+            weight_decay: 0.05,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            momentum: 0.9,
+            nesterov: false,
+            label_smoothing: 0.0,
+            clip_norm: None,
+            accumulate: 1,
+            ema: EmaConfig::default(),
+            dtype: None,
+            eval_every: 1,
+            checkpoint_every: 1,
+            log_every: 20,
+        }
+    }
+}
+
+impl Default for EmaConfig {
+    fn default() -> Self {
+        Self { decay: 0.0 }
+    }
+}
+
+impl Recipe {
+    /// Checks what types cannot: ranges and names.
+    ///
+    /// # Errors
+    ///
+    /// [`RecipeError::OutOfRange`] with the path, the value and what it must be.
+    pub fn check(&self) -> Result<(), RecipeError> {
+        let train = &self.train;
+        let positive = "at least 1";
+        let fraction = "at least 0 and below 1";
+        let in_fraction = |x: f64| (0.0..1.0).contains(&x);
+        let rate = "a finite number, 0 or more";
+        let is_rate = |x: f64| x.is_finite() && x >= 0.0;
+        let rules: &[(&str, f64, &'static str, bool)] = &[
+            ("data.batch_size", self.data.batch_size as f64, positive, self.data.batch_size > 0),
+            (
+                "data.eval_batch_size",
+                self.data.eval_batch_size as f64,
+                positive,
+                self.data.eval_batch_size > 0,
+            ),
+            ("train.epochs", train.epochs as f64, positive, train.epochs > 0),
+            ("train.max_steps", train.max_steps.unwrap_or(1) as f64, positive, train.max_steps != Some(0)),
+            ("train.accumulate", train.accumulate as f64, positive, train.accumulate > 0),
+            ("train.log_every", train.log_every as f64, positive, train.log_every > 0),
+            ("train.lr", train.lr, "above 0", train.lr.is_finite() && train.lr > 0.0),
+            ("train.min_lr", train.min_lr, "0 to train.lr", (0.0..=train.lr).contains(&train.min_lr)),
+            ("train.warmup_epochs", train.warmup_epochs, rate, is_rate(train.warmup_epochs)),
+            ("train.weight_decay", train.weight_decay, rate, is_rate(train.weight_decay)),
+            ("train.betas.0", train.betas[0], fraction, in_fraction(train.betas[0])),
+            ("train.betas.1", train.betas[1], fraction, in_fraction(train.betas[1])),
+            ("train.eps", train.eps, "above 0", train.eps.is_finite() && train.eps > 0.0),
+            ("train.momentum", train.momentum, fraction, in_fraction(train.momentum)),
+            ("train.label_smoothing", train.label_smoothing, fraction, in_fraction(train.label_smoothing)),
+            (
+                "train.clip_norm",
+                train.clip_norm.unwrap_or(1.0),
+                "above 0",
+                train.clip_norm.is_none_or(|x| x > 0.0),
+            ),
+            ("train.ema.decay", train.ema.decay, fraction, in_fraction(train.ema.decay)),
+        ];
+        if let Some(&(path, got, expected, _)) = rules.iter().find(|(.., holds)| !holds) {
+            return Err(RecipeError::OutOfRange { path: path.to_owned(), got: got.to_string(), expected });
+        }
+        if train.dtype == Some(ComputeType::Bf16) && self.device == "cpu" {
+            let (path, got) = ("train.dtype".to_owned(), "bf16".to_owned());
+            return Err(RecipeError::OutOfRange { path, got, expected: "f32 on the device `cpu`" });
+        }
+        self.schedule(0, 1).map(|_| ())
+    }
+
+    /// The learning rate of a run of `total_steps`, of which `steps_per_epoch` make an epoch.
+    ///
+    /// # Errors
+    ///
+    /// [`RecipeError::UnknownName`] when no schedule has the name.
+    pub fn schedule(&self, total_steps: u64, steps_per_epoch: u64) -> Result<Schedule, RecipeError> {
+        let train = &self.train;
+        let shape = schedule::shape(&train.schedule).ok_or_else(|| {
+            RecipeError::unknown_name(
+                "train.schedule",
+                &train.schedule,
+                schedule::SHAPES.iter().map(|s| s.name),
+            )
+        })?;
+        let by_epochs = (train.warmup_epochs * steps_per_epoch as f64).round() as u64;
+        let warmup_steps = train.warmup_steps.unwrap_or(by_epochs).min(total_steps);
+        Ok(Schedule { shape, peak: train.lr, floor: train.min_lr, warmup_steps, total_steps })
+    }
+
+    /// The device, asked for or implied type of activations.
+    pub fn dtype(&self) -> ComputeType {
+        let implied = if self.device == "cpu" { ComputeType::F32 } else { ComputeType::Bf16 };
+        self.train.dtype.unwrap_or(implied)
+    }
+
+    /// The recipe as YAML, every default written out.
+    ///
+    /// # Errors
+    ///
+    /// [`RecipeError::Write`], which would be our own mistake.
+    pub fn to_yaml(&self) -> Result<String, RecipeError> {
+        serde_saphyr::to_string(self).map_err(|source| RecipeError::Write { reason: source.to_string() })
+    }
+}
