@@ -1,0 +1,38 @@
+//! One file a command.
+
+mod eval;
+mod info;
+mod list;
+mod train;
+
+use crate::cli::{Cli, Command};
+use lacewing_train::recipe::{Override, RecipeError};
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// What ends the program: any crate's error.
+pub(crate) type CommandResult = Result<ExitCode, Box<dyn Error>>;
+
+/// Runs the command that was asked for.
+pub(crate) fn run(cli: Cli) -> CommandResult {
+    match cli.command {
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Info(args) => info::run(args),
+        Command::List(args) => list::run(args),
+    }
+}
+
+/// Prints to standard output. A reader that has seen enough, such as `head`, is no error.
+fn print(text: &str) -> CommandResult {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Reads `key.path=value` arguments.
+fn overrides(texts: &[String]) -> Result<Vec<Override>, RecipeError> {
+    texts.iter().map(|text| text.parse()).collect()
+}
