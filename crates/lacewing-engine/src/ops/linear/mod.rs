@@ -2,7 +2,7 @@
 
 use super::activation::{self, Activation};
 use super::matmul::{Operand, product, product_with_bias};
-use crate::{Cx, EngineError, Gradients, Result, Tensor, Var};
+use crate::{Cx, EngineError, Result, Tensor, Var};
 
 /// `y = f(x Wᵀ + b)`.
 ///
@@ -13,7 +13,7 @@ use crate::{Cx, EngineError, Gradients, Result, Tensor, Var};
 ///
 /// [`EngineError::Shape`], [`EngineError::DType`] or [`EngineError::Device`] naming the operand that does not fit.
 pub fn linear(cx: &Cx, x: &Var, w: &Var, bias: Option<&Var>, act: Activation) -> Result<Var> {
-    let (n_out, n_in) = check(x, w)?;
+    let n_out = check(x, w)?;
     check_bias(x.value(), n_out, bias)?;
     let shape = with_cols(x.shape(), n_out);
     let pre = x.value().like(&shape)?;
@@ -33,26 +33,17 @@ pub fn linear(cx: &Cx, x: &Var, w: &Var, bias: Option<&Var>, act: Activation) ->
         if let Some((dw, holds_sum)) = gradients.sink(&w)? {
             product(1, Operand::matrix(&dw), holds_sum, dy.t(), Operand::matrix(x.value()))?;
         }
-        input_gradient(gradients, &x, n_in, |dx| product(1, dx, false, dy, Operand::matrix(w.value())))
+        if gradients.wants(&x) {
+            let dx = x.value().like(x.shape())?;
+            product(1, Operand::matrix(&dx), false, dy, Operand::matrix(w.value()))?;
+            gradients.add(&x, dx)?;
+        }
+        Ok(())
     }))
 }
 
-fn input_gradient(
-    gradients: &mut Gradients,
-    x: &Var,
-    n_in: usize,
-    fill: impl FnOnce(Operand<'_>) -> Result<()>,
-) -> Result<()> {
-    if !gradients.wants(x) {
-        return Ok(());
-    }
-    let dx = x.value().like(x.shape())?;
-    debug_assert_eq!(dx.cols(), n_in);
-    fill(Operand::matrix(&dx))?;
-    gradients.add(x, dx)
-}
-
-fn check(x: &Var, w: &Var) -> Result<(usize, usize)> {
+/// Checks the operands; returns `n_out`.
+fn check(x: &Var, w: &Var) -> Result<usize> {
     let &[n_out, n_in] = w.shape() else {
         let expected = "[n_out, n_in]".into();
         return Err(EngineError::Shape { op: "linear", operand: "w", expected, got: w.shape().to_vec() });
@@ -64,7 +55,7 @@ fn check(x: &Var, w: &Var) -> Result<(usize, usize)> {
     super::matmul::expect_float("linear", "x", x.value())?;
     w.value().expect_dtype("linear", "w", x.value().dtype())?;
     w.value().expect_device("linear", "w", x.value())?;
-    Ok((n_out, n_in))
+    Ok(n_out)
 }
 
 /// Checks a bias of `n_out` values against an input.
