@@ -253,7 +253,8 @@ impl Cx {
             return Ok(self.constant(value));
         }
         // Recorded even when no input is tracked: the block's own parameters want gradients.
-        let cx = self.clone();
+        // Without the tape: a closure on it that held it would keep both alive.
+        let cx = Cx { tape: None, ..self.clone() };
         let backward = move |gradients: &mut Gradients, dy: Tensor| {
             let again = Cx { tape: Some(Rc::default()), rng: Rc::new(cx.rng.at(from)), ..cx };
             let leaves: Vec<Var> = vars.iter().map(|var| again.leaf(var.value.clone())).collect();
@@ -324,8 +325,12 @@ impl Gradients {
             return Ok(Some((sink.clone(), true)));
         }
         if let Some(sum) = slot.sum.take() {
-            let own = sum.dtype() == DType::F32 && sum.is_unique();
-            let sum = if own { sum } else { elementwise::to_f32_copy(&sum)? };
+            // Written in place below, so it must be nobody else's: an op may have passed it on to several inputs.
+            let sum = match sum.dtype() {
+                DType::F32 if sum.is_unique() => sum,
+                DType::F32 => sum.duplicate()?,
+                _ => elementwise::cast(&sum, DType::F32)?,
+            };
             slot.sum = Some(sum.clone());
             return Ok(Some((sum, true)));
         }

@@ -217,6 +217,13 @@ impl Tensor {
         Ok(())
     }
 
+    /// The same elements in storage of their own.
+    pub(crate) fn duplicate(&self) -> Result<Self> {
+        let copy = self.like(&self.shape)?;
+        copy.copy_from(self)?;
+        Ok(copy)
+    }
+
     /// Overwrites the tensor with host values.
     ///
     /// # Errors

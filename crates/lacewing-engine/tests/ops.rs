@@ -383,6 +383,29 @@ fn two_gradients_of_one_op_reach_their_places_in_the_flat_array() {
     }
 }
 
+/// `y = x aᵀ + (a + b)`: the sum hands one gradient tensor to `a`, `b` and the product, and the product then adds its own
+/// to that of `a`. The others must not see it.
+#[test]
+fn a_gradient_that_is_passed_on_is_not_written_over() {
+    for place in places() {
+        let cx = Cx::training(place.params.clone(), StepRng::new(0, 0));
+        let leaf = |values: &[f32]| {
+            let tensor = Tensor::from_f32(&place.device(), values, &[2, 2]).unwrap();
+            cx.leaf(ops::cast(&tensor, place.dtype).unwrap())
+        };
+        let (x, a, b) = (leaf(&[1.0, 2.0, 3.0, 4.0]), leaf(&[1.0, 0.0, 0.0, 1.0]), leaf(&[0.0; 4]));
+        let product = ops::linear(&cx, &x, &a, None, Activation::Identity).unwrap();
+        let sum = ops::add(&cx, &a, &b).unwrap();
+        let y = ops::add(&cx, &product, &sum).unwrap();
+        let dy = Tensor::from_f32(&place.device(), &[1.0, 0.0, 0.0, 2.0], &[2, 2]).unwrap();
+        let mut gradients = cx.backward(&y, ops::cast(&dy, place.dtype).unwrap()).unwrap();
+        let mut take = |var: &Var| gradients.take(var).unwrap().to_f32().unwrap();
+        assert_eq!(take(&b), [1.0, 0.0, 0.0, 2.0], "{}", place.name());
+        assert_eq!(take(&a), [2.0, 2.0, 6.0, 10.0], "{}", place.name());
+        assert_eq!(take(&x), [1.0, 0.0, 0.0, 2.0], "{}", place.name());
+    }
+}
+
 #[test]
 fn a_misfit_is_named() {
     let place = &places()[0];

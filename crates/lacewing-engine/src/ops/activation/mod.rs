@@ -49,13 +49,8 @@ pub fn bias_activation(cx: &Cx, x: Var, bias: Option<&Var>, act: Activation) -> 
     if bias.is_none() && act == Activation::Identity {
         return Ok(x);
     }
-    let pre = if bias.is_none() || x.value().is_unique() {
-        x.value().clone()
-    } else {
-        let pre = x.value().like(x.shape())?;
-        pre.copy_from(x.value())?;
-        pre
-    };
+    let pre =
+        if bias.is_none() || x.value().is_unique() { x.value().clone() } else { x.value().duplicate()? };
     let y = finish_linear(&pre, bias.map(Var::value), act)?;
     let bias = bias.cloned();
     let inputs: Vec<Var> = [x.clone()].into_iter().chain(bias.clone()).collect();

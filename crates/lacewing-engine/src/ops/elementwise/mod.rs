@@ -131,7 +131,7 @@ pub(crate) fn rows_per_scale(op: &'static str, x: &Tensor, row_scale: Option<&Te
 pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.dtype() != b.dtype() {
         // A bf16 activation may meet an f32 gradient; the sum keeps the wider type.
-        return sum(&to_f32_copy(a)?, &to_f32_copy(b)?);
+        return sum(&cast(a, DType::F32)?, &cast(b, DType::F32)?);
     }
     check_same("add", a, b)?;
     let y = a.like(a.shape())?;
@@ -142,10 +142,10 @@ pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// `y += a`; `a` may be bf16 where `y` is f32.
+/// `y += a`, in the type of `y`.
 pub(crate) fn add_assign(y: &Tensor, a: &Tensor) -> Result<()> {
     if y.dtype() != a.dtype() {
-        return add_assign(y, &to_f32_copy(a)?);
+        return add_assign(y, &cast(a, y.dtype())?);
     }
     check_same("add_assign", y, a)?;
     match y.gpu() {
@@ -189,11 +189,6 @@ pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
     let y = x.beside(dtype, x.shape())?;
     cast_into(x, &y)?;
     Ok(y)
-}
-
-/// A copy in f32, unless it is f32 already.
-pub(crate) fn to_f32_copy(x: &Tensor) -> Result<Tensor> {
-    cast(x, DType::F32)
 }
 
 /// Converts the elements of `x` into `y`.
