@@ -53,6 +53,12 @@ impl Options {
         Ok(Self { structure, keys, map })
     }
 
+    /// The same config with `value` for `key`.
+    pub(crate) fn with(mut self, key: &'static str, value: Value) -> Self {
+        self.map.insert(key.to_owned(), value);
+        self
+    }
+
     /// The structure's name.
     pub fn structure(&self) -> &'static str {
         self.structure

@@ -13,6 +13,7 @@ pub(crate) static KIND: StructureKind = StructureKind {
     keys: &[],
     build,
     samples: || vec![Box::new(Dense { n_in: 5, n_out: 3 }), Box::new(Dense { n_in: 1, n_out: 1 })],
+    sized: |_, _, density| (density >= 1.0).then(|| json!({"structure": "dense"})),
 };
 
 /// `y = W x`, parameter `weight [n_out, n_in]`.

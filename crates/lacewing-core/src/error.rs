@@ -82,10 +82,10 @@ pub enum StructureError {
         /// The other key.
         other: &'static str,
     },
-    /// A size that does not divide, and padding was not asked for.
+    /// A size that does not divide, and padding was not asked for or cannot help.
     #[error(
         "`{structure}`: {size_name} = {size} is not a multiple of {divisor} ({divisor_name}); \
-         choose sizes that divide, or set `pad: true` to pad with zeros to {padded}"
+         choose sizes that divide{}", or_pad(*.size, *.padded)
     )]
     Indivisible {
         /// The structure.
@@ -98,8 +98,27 @@ pub enum StructureError {
         divisor_name: &'static str,
         /// What it must divide by.
         divisor: usize,
-        /// The size that padding would give.
+        /// The size that padding would give; `size` itself where padding cannot help.
         padded: usize,
+    },
+    /// A size that does not divide, of a structure that cannot be padded.
+    #[error(
+        "`{structure}`: {size_name} = {size} is not a multiple of {divisor} ({divisor_name}), and this structure \
+         has no padding; the next size that fits is {next}"
+    )]
+    NotAMultiple {
+        /// The structure.
+        structure: &'static str,
+        /// `n_in` or `n_out`.
+        size_name: &'static str,
+        /// Its value.
+        size: usize,
+        /// Where the divisor comes from.
+        divisor_name: &'static str,
+        /// What it must divide by.
+        divisor: usize,
+        /// The next multiple.
+        next: usize,
     },
     /// A layer size of zero, or beyond what indices are made for.
     #[error("`{structure}`: {size_name} must be between 1 and {max}, got {got}")]
@@ -121,6 +140,39 @@ pub enum StructureError {
         /// Which product of sizes.
         what: &'static str,
         /// What the other factor or the layer needs.
+        expected: usize,
+        /// What the factor gives.
+        got: usize,
+    },
+    /// A number of parameters that is too small for the parts of a structure.
+    #[error(
+        "`{structure}.budget`: {budget} parameters are too few; the least that can be met is {least}, \
+         with rank {rank}, butterfly_size {butterfly_size} and n_factors {n_factors}"
+    )]
+    Budget {
+        /// The structure.
+        structure: &'static str,
+        /// Parameters asked for.
+        budget: usize,
+        /// The fewest that can be met, the other keys as they are.
+        least: usize,
+        /// The rank that they buy.
+        rank: usize,
+        /// The side of the butterfly that they buy.
+        butterfly_size: usize,
+        /// The factors that they buy.
+        n_factors: usize,
+    },
+    /// A factor of a longer chain does not fit itself, the factor before it or the layer.
+    #[error("`{structure}`: factor {factor}: {what} must be {expected}, got {got}")]
+    ChainFactor {
+        /// The structure.
+        structure: &'static str,
+        /// Which factor, counted from 0 at the input.
+        factor: usize,
+        /// Which of its sizes.
+        what: &'static str,
+        /// What the sizes before it need.
         expected: usize,
         /// What the factor gives.
         got: usize,
@@ -243,6 +295,13 @@ pub enum StructureError {
         /// The greatest value allowed there.
         high: u64,
     },
+}
+
+fn or_pad(size: usize, padded: usize) -> String {
+    if size == padded {
+        return String::new();
+    }
+    format!(", or set `pad: true` to pad with zeros to {padded}")
 }
 
 fn did_you_mean(nearest: &Option<&'static str>) -> String {

@@ -14,20 +14,27 @@
 //! ```
 //!
 //! A structure is one file in `patterns/` (values at chosen places of W), `chains/` (products of block-diagonal
-//! factors) or `sums/` (two structures added), with its `mod` line and its row in that folder's table.
+//! factors), `sums/` (two structures added) or `sketch/` (few values at many places), with its `mod` line and its row in
+//! that folder's table. [`project()`] finds the parameters that bring a structure nearest to a dense matrix.
 #![forbid(unsafe_code)]
 
+pub mod auto_chain;
+mod canvas;
 pub mod chains;
 mod config;
 mod dense;
 mod error;
 mod form;
+mod fourier;
 mod init;
 mod mask;
+mod mersenne;
 mod pattern;
 pub mod patterns;
+pub mod project;
 mod registry;
 mod rng;
+pub mod sketch;
 mod spectrum;
 mod structure;
 pub mod sums;
@@ -35,9 +42,10 @@ pub mod sums;
 pub use config::{Key, Options};
 pub use dense::Dense;
 pub use error::StructureError;
-pub use form::{Chain, Form, Gate, Link, Sum};
+pub use form::{Chain, Form, Gate, Gather, Link, Sum, Weights};
 pub use init::Init;
 pub use pattern::{Axis, ByColumn, Pattern, PatternKind};
+pub use project::{Projection, Target, project};
 pub use registry::{Built, Origin, Problem, StructureKind, build, restore, structures};
 pub use rng::Rng;
 pub use structure::{Counts, IndexBuffer, ParamSpec, Structure};

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::config::nearest;
-use crate::{IndexBuffer, Key, Options, Structure, StructureError, chains, dense, patterns, sums};
+use crate::{IndexBuffer, Key, Options, Structure, StructureError, chains, dense, patterns, sketch, sums};
 
 /// One row of a table of structures.
 #[derive(Debug)]
@@ -18,6 +18,9 @@ pub struct StructureKind {
     pub build: fn(&Options, &Problem<'_>) -> Built,
     /// Small instances, ragged ones among them, that every conformance test runs on.
     pub samples: fn() -> Vec<Box<dyn Structure>>,
+    /// The config of the largest instance that stores at most `density · n_in · n_out` values, given `n_in`, `n_out` and
+    /// `density`; none when even the smallest stores more. Masks are by magnitude.
+    pub sized: fn(usize, usize, f64) -> Option<Value>,
 }
 
 /// A structure, or why there is none.
@@ -48,12 +51,26 @@ pub enum Origin<'a> {
     Saved(&'a [IndexBuffer]),
 }
 
+/// The first of `configs`, from the largest to the smallest, that stores at most `density · n_in · n_out` values. For
+/// [`StructureKind::sized`].
+pub(crate) fn first_within(
+    (n_in, n_out): (usize, usize),
+    density: f64,
+    configs: impl IntoIterator<Item = Value>,
+) -> Option<Value> {
+    let most = density * n_in as f64 * n_out as f64;
+    let fits = |config: &Value| {
+        build(config, n_in, n_out, 0, None).is_ok_and(|built| built.counts().parameters as f64 <= most)
+    };
+    configs.into_iter().find(fits)
+}
+
 /// The greatest layer size supported: indices fit u32, and a hostile file cannot ask for more memory than it has.
 pub(crate) const MAX_SIZE: usize = 1 << 24;
 
 /// Every structure, in the order they are listed to users.
 pub fn structures() -> impl Iterator<Item = &'static StructureKind> {
-    let families = [patterns::TABLE, chains::TABLE, sums::TABLE];
+    let families = [patterns::TABLE, chains::TABLE, sums::TABLE, sketch::TABLE];
     std::iter::once(&dense::KIND).chain(families.into_iter().flatten().copied())
 }
 

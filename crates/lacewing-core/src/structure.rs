@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use crate::{Form, Init, Rng};
+use crate::{Form, Init, Rng, Target, project};
 
 /// One trainable array of a structure, in storage order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +102,13 @@ pub trait Structure: Debug + Send + Sync {
         assert_eq!(x.len(), self.n_in(), "length of x");
         let w = self.to_dense(params).expect("a structure without a dense matrix defines apply itself");
         w.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
+    }
+
+    /// The parameters that bring the map nearest to `target`, in the order of [`Structure::params`]; see [`crate::project()`].
+    ///
+    /// The default goes by [`Structure::form`]. A structure whose optimum has a closed form has its own.
+    fn project(&self, target: &Target<'_>) -> Vec<Vec<f64>> {
+        project::by_form(self.form(), &self.params(), target)
     }
 
     /// Parameters, bytes and multiply-adds.

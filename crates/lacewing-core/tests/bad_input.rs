@@ -71,11 +71,11 @@ fn values_that_cannot_be_name_the_key_the_value_and_the_range() {
         ),
         (
             json!({"structure": "block_sparse", "mask": [[1, 0, 3]]}),
-            "`block_sparse.mask` must be `random`, `magnitude` or a list of [row, col], got [1,0,3]",
+            "`block_sparse.mask` must be `random`, `magnitude`, `diagonal` or a list of [row, col], got [1,0,3]",
         ),
         (
             json!({"structure": "block_sparse", "mask": "user"}),
-            "`block_sparse.mask` must be `random`, `magnitude` or a list of [row, col], got \"user\"",
+            "`block_sparse.mask` must be `random`, `magnitude`, `diagonal` or a list of [row, col], got \"user\"",
         ),
         (
             json!({"structure": "unstructured", "mask": []}),
@@ -112,17 +112,58 @@ fn a_hostile_checkpoint_cannot_make_us_build_what_it_does_not_hold() {
         (json!({"structure": "flat_butterfly", "block": 1}), &rows),
         (json!({"structure": "pixelfly", "block": 1}), &sparse),
         (json!("nm"), &[empty("offsets")]),
+        (json!("stripe_butterfly"), &rows),
+        (
+            json!({"structure": "stripe_butterfly", "window": 1, "stripes": 4096, "step": 4096, "block": 4096}),
+            &rows,
+        ),
+        (json!({"structure": "ninja_turtle", "window": 1, "stripes": 4096, "step": 4096}), &rows),
+        (json!("random_tiles"), &rows),
+        (json!("top_k_tiles"), &rows),
     ] {
         let error = restore(&config, n, n, buffers).unwrap_err();
         assert!(matches!(error, StructureError::BufferShape { .. }), "{config}: {error}");
     }
+    // Links that would be far larger than the layer's buffers are refused by size.
     for config in [
+        json!("fastfood"),
+        json!("transform"),
+        json!({"structure": "transform", "kind": "fft"}),
+        json!({"structure": "transform", "kind": "convolution"}),
+    ] {
+        for (n_in, n_out) in [(n, n), (n, 1), (1, n)] {
+            let error = restore(&config, n_in, n_out, &[empty("permutation")]);
+            let size =
+                matches!(error, Err(StructureError::Size { .. } | StructureError::UnknownBuffer { .. }));
+            assert!(size, "{config} {n_in} {n_out}: {error:?}");
+            let error = build(&config, n_in, n_out, 0, None).unwrap_err();
+            assert!(matches!(error, StructureError::Size { .. }), "{config} {n_in} {n_out}: {error}");
+        }
+    }
+    for config in [
+        json!({"structure": "debut", "chain": [[n, n, n, n, 1], [1, n, 1, 1, n]]}),
+        json!({"structure": "debut", "chain": [[64, 64, 1, 1, 1], [64, 64, 64, 1, 33554432]]}),
+        json!({"structure": "debut", "chain": [[u64::MAX, 64, 1, 1, 1]]}),
+        json!({"structure": "debut", "factors": u64::MAX}),
+        json!({"structure": "debut", "chain": "monotonic", "speed": u64::MAX, "pad": true}),
+        json!({"structure": "transform", "kind": "convolution", "kernel": [1e300]}),
         json!({"structure": "monarch", "factors": [[16777216, 16777216, 16777216], [16777216, 16777216, 16777216]]}),
         json!({"structure": "monarch", "factors": [[1, 1, u64::MAX], [1, 1, 1]]}),
         json!({"structure": "monarch", "blocks": u64::MAX, "pad": true}),
         json!({"structure": "block_sparse", "block": u64::MAX, "pad": true}),
         json!({"structure": "flat_butterfly", "butterfly_size": u64::MAX, "pad": true}),
         json!({"structure": "nm", "m": u64::MAX, "pad": true}),
+        json!({"structure": "nm", "channels": u64::MAX}),
+        json!({"structure": "block_sparse", "blocks": u64::MAX}),
+        json!({"structure": "stripe_butterfly", "window": u64::MAX}),
+        json!({"structure": "stripe_butterfly", "stripes": u64::MAX}),
+        json!({"structure": "stripe_butterfly", "block": [1, u64::MAX]}),
+        json!({"structure": "ninja_turtle", "step": u64::MAX}),
+        json!({"structure": "ninja_turtle", "repeat": u64::MAX}),
+        json!({"structure": "ninja_turtle", "global_size": 65}),
+        json!({"structure": "random_tiles", "window": u64::MAX}),
+        json!({"structure": "top_k_tiles", "density": 1.5}),
+        json!({"structure": "pixelfly", "budget": 10, "block": u64::MAX}),
     ] {
         assert!(restore(&config, 64, 64, &[]).is_err(), "{config}");
         assert!(build(&config, 64, 64, 0, None).is_err(), "{config}");
@@ -138,4 +179,40 @@ fn a_dense_weight_of_another_size_or_with_nan_is_an_error() {
     dense[6] = f32::NAN;
     let error = build(&config, 4, 3, 0, Some(&dense)).unwrap_err();
     assert_eq!(error, StructureError::DenseNan { structure: "unstructured", row: 1, col: 2 });
+}
+
+#[test]
+fn few_rows_of_large_blocks_do_not_make_a_file_expensive() {
+    // A file that holds few indices, for the largest layer and the largest blocks: the mask is not built.
+    let n = 1 << 24;
+    let rows = [
+        IndexBuffer { name: "cols".to_owned(), data: vec![7], shape: vec![1] },
+        IndexBuffer { name: "row_starts".to_owned(), data: vec![1; 4097], shape: vec![4097] },
+    ];
+    for kind in ["stripe_butterfly", "ninja_turtle"] {
+        let config = json!({
+            "structure": kind, "window": 1, "stripes": 24, "step": 4096, "block": 4096, "global_size": 0,
+        });
+        let mut rows = rows.clone();
+        rows[1].data[0] = 0;
+        let error = restore(&config, n, n, &rows).unwrap_err();
+        assert!(matches!(error, StructureError::PatternDiffers { at: 0, .. }), "{error}");
+    }
+    // One tile is the whole layer: it is not written out weight by weight, nor counted as one that is whole.
+    for kind in ["random_tiles", "top_k_tiles"] {
+        let config = json!({"structure": kind, "window": n, "density": 1.0});
+        let single = |n_rows: usize| {
+            let mut starts = vec![1; n_rows + 1];
+            starts[0] = 0;
+            let starts =
+                IndexBuffer { name: "row_starts".to_owned(), shape: vec![starts.len()], data: starts };
+            [IndexBuffer { name: "cols".to_owned(), data: vec![0], shape: vec![1] }, starts]
+        };
+        let error = restore(&config, n, 1000, &single(1000)).unwrap_err();
+        assert!(matches!(error, StructureError::PatternDiffers { at: 1, .. }), "{error}");
+        restore(&config, n, n, &single(1)).unwrap();
+    }
+    // A budget is split without a list of tiles.
+    let config = json!({"structure": "pixelfly", "budget": 0.5, "block": 1});
+    assert!(restore(&config, n, n, &[]).is_err());
 }

@@ -90,17 +90,35 @@ pub struct Cx {
     tape: Option<Rc<RefCell<Vec<Node>>>>,
     rng: Rc<StepRng>,
     training: bool,
+    observer: Option<Observer>,
 }
+
+/// Is shown the input of every layer that calls [`Cx::observe`], with the layer's first parameter.
+type Observer = Rc<dyn Fn(ParamId, &Tensor) -> Result<()>>;
 
 impl Cx {
     /// A training pass: gradients are recorded, dropout is on.
     pub fn training(params: Arc<Params>, rng: StepRng) -> Self {
-        Self { params, tape: Some(Rc::default()), rng: Rc::new(rng), training: true }
+        Self { params, tape: Some(Rc::default()), rng: Rc::new(rng), training: true, observer: None }
     }
 
     /// An evaluation pass: nothing is recorded, dropout is off.
     pub fn evaluation(params: Arc<Params>) -> Self {
-        Self { params, tape: None, rng: Rc::new(StepRng::new(0, 0)), training: false }
+        Self { params, tape: None, rng: Rc::new(StepRng::new(0, 0)), training: false, observer: None }
+    }
+
+    /// The same pass, showing each linear layer's input to `see`: for calibration.
+    pub fn observed(self, see: impl Fn(ParamId, &Tensor) -> Result<()> + 'static) -> Self {
+        Self { observer: Some(Rc::new(see)), ..self }
+    }
+
+    /// Shows the input of the layer whose first parameter is `id` to the observer, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The observer's.
+    pub fn observe(&self, id: ParamId, x: &Tensor) -> Result<()> {
+        self.observer.as_ref().map_or(Ok(()), |see| see(id, x))
     }
 
     /// The parameters.

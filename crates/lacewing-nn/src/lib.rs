@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod conv2d;
 mod drop_path;
 mod dropout;
 mod error;
@@ -32,6 +33,7 @@ mod residual;
 mod rules;
 
 pub use attention::{AttentionOptions, MultiHeadAttention};
+pub use conv2d::{Conv2d, Conv2dOptions, channels_first, channels_last, unfold_weight};
 pub use drop_path::DropPath;
 pub use dropout::Dropout;
 pub use error::{NnError, Result};

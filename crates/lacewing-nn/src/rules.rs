@@ -123,6 +123,11 @@ impl Rules {
         rule.map_or_else(Choice::dense, |rule| rule.choice.clone())
     }
 
+    /// Whether any rule matches the layer called `name`.
+    pub fn matches(&self, name: &str) -> bool {
+        self.0.iter().any(|rule| rule.matches(name))
+    }
+
     /// Checks that every rule matches a layer, whether or not an earlier rule decides for it.
     ///
     /// # Errors

@@ -1,7 +1,9 @@
 //! Every structure as a layer: the definition in f64 is the oracle of outputs and gradients; a masked dense twin that of
 //! training. Tolerances are γ_K times the sum of absolute products. `LACEWING_TEST_CUDA=1` adds a GPU, in f32.
 
-use lacewing_core::{Form, Gate, Link, Rng, Structure, structures};
+mod chains;
+
+use lacewing_core::{Chain, Form, Gate, Gather, Link, Rng, Structure, Weights, structures};
 use lacewing_engine::{Cx, DType, Device, StepRng, Tensor, ops};
 use lacewing_nn::linear::{DeviceKind, KERNELS, Problem};
 use lacewing_nn::{Built, Linear, LinearOptions, ModelBuilder, NnError};
@@ -21,11 +23,15 @@ fn samples() -> Vec<Box<dyn Structure>> {
     ] {
         samples.push(lacewing_core::build(&config, n_in, n_out, 1, None).unwrap());
     }
+    samples.extend((0..).map_while(chains::sample));
     samples
 }
 
 /// The same structure again, since a layer takes its own.
 fn copy(structure: &dyn Structure) -> Box<dyn Structure> {
+    if structure.name() == chains::NAME {
+        return chains::sample(structure.config()["index"].as_u64().unwrap() as usize).unwrap();
+    }
     lacewing_core::restore(&structure.config(), structure.n_in(), structure.n_out(), &structure.buffers())
         .unwrap()
 }
@@ -74,10 +80,11 @@ fn composes(linear: &Linear) -> bool {
     linear.kernel().contains("composed")
 }
 
-/// Roundings that composing adds: a dense product in place of the chain's.
+/// [`depth`], and what a kernel adds: composing a dense product, merging a product for each weight and longer sums.
 fn depth_of(structure: &dyn Structure, linear: &Linear) -> usize {
     let dense = if composes(linear) { structure.n_in() + structure.n_out() } else { 0 };
-    depth(structure) + dense
+    let longer = if linear.kernel().contains("merged") { 4 } else { 1 };
+    longer * depth(structure) + dense
 }
 
 fn values(built: &Built, linear: &Linear) -> (Vec<Vec<f64>>, Vec<f64>) {
@@ -103,7 +110,11 @@ fn apply(structure: &dyn Structure, weights: &[Vec<f64>], x: &[f64]) -> Vec<f64>
 ///
 /// A gate is a smooth function of its logit z: its own error and that of its derivatives are at most (2 + |z|)² times.
 fn magnitude(structure: &dyn Structure, weights: &[Vec<f64>], x: &[f64]) -> Vec<f64> {
-    let Form::Sum(sum) = structure.form() else { return apply(structure, weights, x) };
+    let sum = match structure.form() {
+        Form::Sum(sum) => sum,
+        Form::Chain(chain) => return chain_magnitude(chain, weights, x),
+        Form::Dense | Form::Pattern(_) => return apply(structure, weights, x),
+    };
     let a = magnitude(sum.a.as_ref(), &weights[sum.a_params.clone()], x);
     let b = magnitude(sum.b.as_ref(), &weights[sum.b_params.clone()], x);
     let factor = match sum.gate {
@@ -116,15 +127,51 @@ fn magnitude(structure: &dyn Structure, weights: &[Vec<f64>], x: &[f64]) -> Vec<
     a.iter().zip(&b).map(|(a, b)| (a + b) * factor).collect()
 }
 
+/// The links on absolute values: a sign or a constant that cancels in the definition does not cancel a rounding.
+fn chain_magnitude(chain: &Chain, params: &[Vec<f64>], x: &[f64]) -> Vec<f64> {
+    let plain = |gather: &Gather, x: &[f64]| -> Vec<f64> {
+        (0..gather.n_out()).map(|o| gather.terms_of(o).map(|(i, _)| x[i]).sum()).collect()
+    };
+    let mut y = x.to_vec();
+    y.resize(chain.n_in_ext, 0.0);
+    for link in &chain.links {
+        y = match link {
+            &Link::Blocks { ref weights, groups, stride, q, p } => {
+                let values = match weights {
+                    Weights::Param(param) => params[*param].clone(),
+                    Weights::Tied { param, gather } => plain(gather, &params[*param]),
+                    Weights::Constant(values) => abs(values),
+                };
+                Link::Blocks { weights: Weights::Constant(values), groups, stride, q, p }.apply(&[], &y)
+            }
+            Link::Transpose { .. } => link.apply(&[], &y),
+            Link::Gather(gather) => plain(gather, &y),
+        };
+    }
+    y.truncate(chain.n_out);
+    y
+}
+
+/// Terms that an output of the map sums, or an input of its transpose.
+fn terms(gather: &Gather) -> usize {
+    let mut readers = vec![0; gather.n_in()];
+    (0..gather.n_out()).for_each(|o| gather.terms_of(o).for_each(|(i, _)| readers[i] += 1));
+    gather.terms() + readers.into_iter().max().unwrap_or(0)
+}
+
 /// Roundings on the way from an input to an output or back.
 fn depth(structure: &dyn Structure) -> usize {
     match structure.form() {
         Form::Dense => structure.n_in() + structure.n_out(),
         Form::Pattern(pattern) => pattern.n_in_ext + pattern.n_out_ext,
         Form::Chain(chain) => {
-            let sizes = chain.links.iter().map(|link| match *link {
-                Link::Blocks { q, p, .. } => q + p,
+            let sizes = chain.links.iter().map(|link| match link {
+                Link::Blocks { weights: Weights::Param(_), q, p, .. } => q + p,
+                Link::Blocks { weights: Weights::Tied { gather, .. }, q, p, .. } => q + p + terms(gather),
+                // The constants themselves are rounded.
+                Link::Blocks { weights: Weights::Constant(_), q, p, .. } => q + p + 1,
                 Link::Transpose { .. } => 0,
+                Link::Gather(gather) => terms(gather),
             });
             sizes.sum()
         }
@@ -270,6 +317,9 @@ fn bf16_strays_no_farther_than_its_roundings() {
             let built = builder.finish().unwrap();
             let (weights, bias) = values(&built, &linear);
             let weights_abs: Vec<_> = weights.iter().map(|w| abs(w)).collect();
+            // Input, the sum, bias and output; of each factor its values, their gather, their product and its result.
+            let links = if let Form::Chain(chain) = structure.form() { chain.links.len() } else { 1 };
+            let roundings = (4 + 4 * links) as f64;
             for rows in [3, 4 * n_in] {
                 let (x, seed) = (draw(rows * n_in, &mut Rng::new(5)), draw(rows * n_out, &mut Rng::new(6)));
                 let cx = Cx::training(built.params.clone(), StepRng::new(0, 0));
@@ -287,8 +337,7 @@ fn bf16_strays_no_farther_than_its_roundings() {
                     let (expected, bound) =
                         (apply(structure, &weights, x), magnitude(structure, &weights_abs, &abs(x)));
                     for j in 0..n_out {
-                        // Input, two factors, two intermediates, the sum, bias and output: a rounding each.
-                        let bound = 8.0 * unit * (bound[j] + bias[j].abs());
+                        let bound = roundings * unit * (bound[j] + bias[j].abs());
                         let error = (f64::from(y[j]) - expected[j] - bias[j]).abs();
                         assert!(
                             error <= bound,
@@ -419,6 +468,10 @@ fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
     let wide =
         lacewing_core::build(&json!({"structure": "monarch", "blocks": 16}), 4096, 4096, 0, None).unwrap();
     assert_eq!(on(gpu, wide.as_ref(), DType::Bf16, None), "chain");
+
+    for (sample, device, kernel) in [(3, cpu, "merged"), (3, gpu, "composed"), (2, cpu, "composed")] {
+        assert_eq!(on(device, chains::sample(sample).unwrap().as_ref(), DType::F32, None), kernel);
+    }
 
     let pixelfly =
         json!({"structure": "pixelfly", "butterfly_size": 8, "n_factors": 2, "block": 8, "rank": 4});

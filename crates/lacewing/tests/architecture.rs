@@ -29,15 +29,17 @@ fn sources() -> Vec<(String, String)> {
 
 /// What each crate may name of ours, dev-dependencies aside.
 const EDGES: &[(&str, &[&str])] = &[
-    ("lacewing-core", &[]),
+    ("lacewing-linalg", &[]),
+    ("lacewing-core", &["linalg"]),
     ("lacewing-testkit", &[]),
+    ("lacewing-weights", &[]),
     ("lacewing-cpu", &["core"]),
     ("lacewing-cuda", &["core"]),
     ("lacewing-engine", &["core", "cpu", "cuda"]),
     ("lacewing-nn", &["core", "engine"]),
     ("lacewing-models", &["core", "engine", "nn"]),
-    ("lacewing-train", &["core", "engine", "nn", "models"]),
-    ("lacewing", &["core", "cpu", "cuda", "engine", "nn", "models", "train"]),
+    ("lacewing-train", &["core", "engine", "nn", "models", "weights"]),
+    ("lacewing", &["core", "cpu", "cuda", "engine", "nn", "models", "train", "weights"]),
 ];
 
 #[test]

@@ -5,8 +5,12 @@
 use serde_json::{Value, json};
 
 use crate::config::{Key, Options, PAD};
+use crate::project::pattern::{Group, least_squares};
+use crate::registry::first_within;
 use crate::structure::check_params;
-use crate::{Built, Chain, Counts, Form, Init, Link, ParamSpec, Problem, Rng, Structure, StructureKind};
+use crate::{
+    Built, Chain, Counts, Form, Init, Link, ParamSpec, Problem, Rng, Structure, StructureKind, Target,
+};
 
 const NAME: &str = "block_diagonal";
 
@@ -21,12 +25,21 @@ pub(super) static KIND: StructureKind = StructureKind {
     ],
     build,
     samples,
+    sized: |n_in, n_out, density| {
+        let blocks = (1.0 / density).ceil() as usize;
+        let more = (blocks..=n_in.min(n_out)).take(64);
+        first_within(
+            (n_in, n_out),
+            density,
+            more.map(|blocks| json!({"structure": NAME, "blocks": blocks, "pad": true})),
+        )
+    },
 };
 
 /// `y[k, j] = Σ_i W[k, j, i] x[k, i]`, parameter `weight [blocks, q, p]`, `q = ⌈n_out/blocks⌉`, `p = ⌈n_in/blocks⌉`.
 ///
 /// With `shuffle` x is first permuted: `x'[c · blocks + g] = x[g · p + c]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct BlockDiagonal {
     chain: Chain,
     blocks: usize,
@@ -43,11 +56,11 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
     let (n_out_ext, n_in_ext) = options.padded((n_out, n_in), (blocks, blocks), "blocks")?;
     let (q, p) = (n_out_ext / blocks, n_in_ext / blocks);
     let shuffle = options.flag("shuffle")?;
-    let mut links = vec![Link::Blocks { param: 0, blocks, q, p }];
+    let mut links = vec![Link::blocks(0, blocks, q, p)];
     if shuffle {
-        links.insert(0, Link::Transpose { rows: blocks, cols: p });
+        links.insert(0, Link::Transpose { batch: 1, rows: blocks, cols: p });
     }
-    let chain = Chain { n_in, n_in_ext, n_out_ext, n_out, links };
+    let chain = Chain { n_in, n_in_ext, n_out_ext, n_out, links }.checked();
     Ok(Box::new(BlockDiagonal { chain, blocks, q, p, shuffle, pad: options.flag("pad")? }))
 }
 
@@ -58,6 +71,13 @@ fn samples() -> Vec<Box<dyn Structure>> {
     [(&even, 6, 4), (&padded, 7, 10), (&shuffled, 11, 5)]
         .map(|(config, n_in, n_out)| crate::build(config, n_in, n_out, 0, None).expect("valid sample"))
         .into()
+}
+
+impl BlockDiagonal {
+    /// The input that the blocks read at `at`: shuffled, `c · blocks + g` came from `g · p + c`.
+    fn input(&self, at: usize) -> usize {
+        if self.shuffle { at % self.blocks * self.p + at / self.blocks } else { at }
+    }
 }
 
 impl Structure for BlockDiagonal {
@@ -102,15 +122,39 @@ impl Structure for BlockDiagonal {
         for row in 0..n_out {
             let (k, j) = (row / self.q, row % self.q);
             for i in 0..self.p {
-                // The shuffled input at c · blocks + g came from g · p + c.
-                let at = k * self.p + i;
-                let col = if self.shuffle { at % self.blocks * self.p + at / self.blocks } else { at };
+                let col = self.input(k * self.p + i);
                 if col < n_in {
                     dense[row * n_in + col] = params[0][(k * self.q + j) * self.p + i];
                 }
             }
         }
         Some(dense)
+    }
+
+    /// The blocks of W; with a second moment, least squares on the inputs of every block.
+    fn project(&self, target: &Target<'_>) -> Vec<Vec<f64>> {
+        let (n_out, n_in) = (self.n_out(), self.n_in());
+        // The inputs i of block k that are not padding, with their columns.
+        let inputs = |k: usize| -> Vec<(usize, usize)> {
+            let all = (0..self.p).map(|i| (i, self.input(k * self.p + i)));
+            all.filter(|&(_, col)| col < n_in).collect()
+        };
+        let groups: Vec<Group> = (0..self.blocks)
+            .map(|k| Group {
+                rows: (k * self.q..((k + 1) * self.q).min(n_out)).collect(),
+                cols: inputs(k).into_iter().map(|(_, col)| col).collect(),
+            })
+            .collect();
+        let mut weight = vec![0.0; self.blocks * self.q * self.p];
+        for (k, values) in least_squares(target, &groups).into_iter().enumerate() {
+            let inputs = inputs(k);
+            for (j, values) in values.chunks_exact(inputs.len().max(1)).enumerate() {
+                for (&(i, _), value) in inputs.iter().zip(values) {
+                    weight[(k * self.q + j) * self.p + i] = *value;
+                }
+            }
+        }
+        vec![weight]
     }
 
     fn counts(&self) -> Counts {

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use crate::config::{Key, Options, PAD};
 use crate::init::uniform;
-use crate::registry::MAX_SIZE;
+use crate::registry::{MAX_SIZE, first_within};
 use crate::structure::check_params;
 use crate::{
-    Built, Chain, Counts, Form, Init, Link, ParamSpec, Problem, Rng, Structure, StructureError, StructureKind,
+    Built, Chain, Counts, Form, Init, Link, ParamSpec, Problem, Rng, Structure, StructureError,
+    StructureKind, Target, project,
 };
 
 const NAME: &str = "monarch";
@@ -26,6 +27,14 @@ pub(super) static KIND: StructureKind = StructureKind {
     ],
     build,
     samples,
+    sized: |n_in, n_out, density| {
+        let blocks = 1..=n_in.min(n_out);
+        first_within(
+            (n_in, n_out),
+            density,
+            blocks.map(|blocks| json!({"structure": NAME, "blocks": blocks, "pad": true})),
+        )
+    },
 };
 
 /// Sizes of the two factors: `blkdiag1 [k, q, p]` and `blkdiag2 [l, s, r]` with `k·q = l·r`.
@@ -49,7 +58,7 @@ pub struct MonarchFactors {
 ///
 /// With `u[κ·q + j] = Σ_i blkdiag1[κ, j, i] x[κ·p + i]`, the second factor reads `v[λ, ρ] = u[ρ·l + λ]` and the output
 /// is `y[σ·l + λ] = Σ_ρ blkdiag2[λ, σ, ρ] v[λ, ρ]`: `k·p` inputs, `l·s` outputs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Monarch {
     factors: MonarchFactors,
     chain: Chain,
@@ -126,12 +135,11 @@ impl Monarch {
             }
         }
         let links = vec![
-            Link::Blocks { param: 0, blocks: k, q, p },
-            Link::Transpose { rows: r, cols: l },
-            Link::Blocks { param: 1, blocks: l, q: s, p: r },
-            Link::Transpose { rows: l, cols: s },
+            Link::blocks(0, k, q, p),
+            // Reads u[ρ·l + λ] and writes y[σ·l + λ]: both stride permutations are in the stride.
+            Link::strided(1, 1, l, s, r),
         ];
-        let chain = Chain { n_in, n_in_ext, n_out_ext, n_out, links };
+        let chain = Chain { n_in, n_in_ext, n_out_ext, n_out, links }.checked();
         Ok(Self { factors, chain, blocks: None, pad: n_in_ext != n_in || n_out_ext != n_out })
     }
 
@@ -196,6 +204,12 @@ impl Structure for Monarch {
             }
         }
         Some(dense)
+    }
+
+    /// Without a second moment the optimum, by slices of W. With one the optimum only if the moment is block-diagonal
+    /// over the first factor's blocks, else better for the outputs than without.
+    fn project(&self, target: &Target<'_>) -> Vec<Vec<f64>> {
+        project::monarch::project(self.factors, target)
     }
 
     fn counts(&self) -> Counts {

@@ -1,12 +1,15 @@
-//! Block-sparse: equal blocks of W on a grid, chosen at random, by norm or by the user.
+//! Block-sparse: equal blocks of W on a grid, chosen at random, by norm, along the diagonal or by the user.
 //!
 //! Cost of a row: nnz · rows · cols multiply-adds; a column index a block and a start a block row are stored.
 
+use std::ops::Range;
+
 use serde_json::{Value, json};
 
+use crate::canvas;
 use crate::config::{Key, Options, PAD};
 use crate::mask::{Mask, choices, keep_largest, places_kept, weight_to_rank};
-use crate::registry::MAX_SIZE;
+use crate::registry::{MAX_SIZE, first_within};
 use crate::structure::check_params;
 use crate::{
     Built, Counts, Form, IndexBuffer, Init, ParamSpec, Pattern, PatternKind, Problem, Rng, Structure,
@@ -22,11 +25,29 @@ pub(super) static KIND: StructureKind = StructureKind {
     keys: &[
         Key::new("block", "size of a block: one number, or [rows, cols]", "32"),
         Key::new("density", "share of blocks kept, above 0 to 1", "0.25"),
-        Key::new("mask", "random | magnitude | list of [block row, block col]", "\"random\""),
+        Key::new("blocks", "number of blocks kept, instead of density", ""),
+        Key::new("mask", "random | magnitude | diagonal | list of [block row, block col]", "\"random\""),
+        Key::new(
+            "parts",
+            "of a diagonal mask: parts of outputs and inputs that are connected one to one",
+            "4",
+        ),
+        Key::new("global_size", "first outputs and inputs whose blocks are kept beside the others", "0"),
         PAD,
     ],
     build,
     samples,
+    sized: |n_in, n_out, density| {
+        let block = [16, 8, 4].into_iter().find(|b| n_in % b == 0 && n_out % b == 0)?;
+        let config =
+            json!({"structure": NAME, "block": block, "density": density.min(1.0), "mask": "magnitude"});
+        let steps = [1.0, 0.99, 0.95, 0.9].map(|share| {
+            let mut config = config.clone();
+            config["density"] = json!(density.min(1.0) * share);
+            config
+        });
+        first_within((n_in, n_out), density, steps)
+    },
 };
 
 /// `y = W x` with W stored in blocks; parameter `weight [nnz, rows, cols]`, blocks in row-major order of the grid.
@@ -34,8 +55,19 @@ pub(super) static KIND: StructureKind = StructureKind {
 pub struct BlockSparse {
     pattern: Pattern,
     mask: &'static str,
-    density: Option<f64>,
+    share: Share,
+    global_size: usize,
     pad: bool,
+}
+
+/// How many blocks are kept, as the config says it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Share {
+    Density(f64),
+    Blocks(usize),
+    Listed,
+    /// Those that a weight of a block-diagonal matrix of so many parts lies in.
+    Parts(usize),
 }
 
 fn build(options: &Options, problem: &Problem<'_>) -> Built {
@@ -47,7 +79,11 @@ fn samples() -> Vec<Box<dyn Structure>> {
     let random = json!({"structure": NAME, "block": [2, 3], "density": 0.5});
     let padded = json!({"structure": NAME, "block": [4, 2], "density": 0.4, "pad": true});
     let few = json!({"structure": NAME, "block": 2, "density": 0.2, "mask": "magnitude"});
-    [(&user, 6, 4), (&random, 9, 8), (&padded, 7, 5), (&few, 4, 6)]
+    let diagonal = json!({
+        "structure": NAME, "block": [2, 3], "mask": "diagonal", "parts": 3, "global_size": 1, "pad": true,
+    });
+    let counted = json!({"structure": NAME, "block": [1, 3], "blocks": 4});
+    [(&user, 6, 4), (&random, 9, 8), (&padded, 7, 5), (&few, 4, 6), (&counted, 9, 5), (&diagonal, 12, 15)]
         .map(|(config, n_in, n_out)| crate::build(config, n_in, n_out, 3, None).expect("valid sample"))
         .into()
 }
@@ -101,19 +137,62 @@ impl BlockSparse {
             positions: Vec::new(),
             kind: PatternKind::Block,
         };
-        let mask = Mask::read(options, problem, pattern.grid())?;
-        let listed = matches!(mask, Mask::User(_));
-        if listed && options.given("density") {
-            return Err(StructureError::Conflict { structure: NAME, key: "density", other: "mask" });
+        let (n_rows, n_cols) = pattern.grid();
+        let global_size = options.size("global_size", 0, n_in.min(n_out))?;
+        let pad = options.flag("pad")?;
+        if options.required("mask")? == json!("diagonal") {
+            let (share, mask) = (Share::parts(options, problem)?, "diagonal");
+            let row = |row| diagonal_row(row, share, global_size, &pattern);
+            let positions = canvas::place(NAME, problem, (n_out_ext, n_in_ext), block, row)?.positions;
+            return Ok(Self { pattern: Pattern { positions, ..pattern }, mask, share, global_size, pad });
         }
-        let density = options.number("density", 0.0, 1.0)?;
+        let mask = Mask::read(options, problem, (n_rows, n_cols)).map_err(|error| match error {
+            StructureError::WrongType { structure, key, got, .. } => {
+                let expected = "`random`, `magnitude`, `diagonal` or a list of [row, col]";
+                StructureError::WrongType { structure, key, expected, got }
+            }
+            error => error,
+        })?;
+        let share = Share::read(options, &mask, n_rows * n_cols)?;
+        if matches!(share, Share::Blocks(_)) && global_size > 0 {
+            // A number of blocks says how many there are in all.
+            return Err(StructureError::Conflict { structure: NAME, key: "blocks", other: "global_size" });
+        }
         let name = mask.name();
-        pattern.positions = match Pattern::saved_positions(NAME, problem, pattern.grid())? {
-            Some(positions) => positions,
-            None => choose(mask, density, problem, &pattern)?,
+        let (global_rows, global_cols) = (global_size.div_ceil(block.0), global_size.div_ceil(block.1));
+        let is_global =
+            |&(row, col): &(u32, u32)| (row as usize) < global_rows || (col as usize) < global_cols;
+        let n_global = global_rows * n_cols + global_cols * (n_rows - global_rows);
+        pattern.positions = match Pattern::saved_positions(NAME, problem, (n_rows, n_cols))? {
+            Some(saved) => {
+                let got = saved.iter().filter(|place| is_global(place)).count();
+                for (what, expected, got) in [
+                    ("the number of saved blocks", share.exact().unwrap_or(saved.len()), saved.len()),
+                    (
+                        "the number of saved blocks in global_size",
+                        n_global,
+                        if global_size > 0 { got } else { 0 },
+                    ),
+                ] {
+                    if expected != got {
+                        return Err(StructureError::FactorShape { structure: NAME, what, expected, got });
+                    }
+                }
+                saved
+            }
+            None => {
+                let mut places = choose(mask, share, problem, &pattern)?;
+                if global_size > 0 {
+                    places.retain(|place| !is_global(place));
+                    let all =
+                        (0..n_rows as u32).flat_map(|row| (0..n_cols as u32).map(move |col| (row, col)));
+                    places.extend(all.filter(is_global));
+                    places.sort_unstable();
+                }
+                places
+            }
         };
-        let density = (!listed).then_some(density);
-        Ok(Self { pattern, mask: name, density, pad: options.flag("pad")? })
+        Ok(Self { pattern, mask: name, share, global_size, pad })
     }
 
     /// Where the blocks sit.
@@ -122,9 +201,85 @@ impl BlockSparse {
     }
 }
 
+/// Columns of the blocks kept in the row of blocks that starts at `row`.
+fn diagonal_row(row: usize, share: Share, global_size: usize, pattern: &Pattern) -> Vec<Range<usize>> {
+    let Share::Parts(parts) = share else { unreachable!("a diagonal is made of parts") };
+    if row < global_size {
+        return std::iter::once(0..pattern.n_in_ext).collect();
+    }
+    let (rows, cols) = pattern.block;
+    let (height, width) = (pattern.n_out / parts, pattern.n_in / parts);
+    let last = (row + rows).min(pattern.n_out) - 1;
+    let kept = [0..global_size, row / height * width..(last / height + 1) * width];
+    canvas::merged(kept.map(|kept| kept.start / cols * cols..kept.end.next_multiple_of(cols)).into())
+}
+
+impl Share {
+    /// Parts of a diagonal, which must divide both sizes of the layer.
+    fn parts(options: &Options, problem: &Problem<'_>) -> Result<Self, StructureError> {
+        for key in ["density", "blocks"] {
+            if options.given(key) {
+                return Err(StructureError::Conflict { structure: NAME, key, other: "mask" });
+            }
+        }
+        let (n_out, n_in) = problem.shape();
+        let parts = options.size("parts", 1, n_in.min(n_out))?;
+        for (size_name, size) in [("n_out", n_out), ("n_in", n_in)] {
+            if !size.is_multiple_of(parts) {
+                let (structure, divisor_name, divisor, padded) = (NAME, "parts", parts, size);
+                return Err(StructureError::Indivisible {
+                    structure,
+                    size_name,
+                    size,
+                    divisor_name,
+                    divisor,
+                    padded,
+                });
+            }
+        }
+        Ok(Share::Parts(parts))
+    }
+
+    /// How many blocks there must be, where the config says a number.
+    fn exact(self) -> Option<usize> {
+        if let Share::Blocks(blocks) = self { Some(blocks) } else { None }
+    }
+
+    fn read(options: &Options, mask: &Mask, places: usize) -> Result<Self, StructureError> {
+        let listed = matches!(mask, Mask::User(_));
+        if options.given("parts") {
+            return Err(StructureError::Conflict { structure: NAME, key: "parts", other: "mask" });
+        }
+        for (key, other, excluded) in [
+            ("density", "mask", listed),
+            ("blocks", "mask", listed),
+            ("blocks", "density", options.given("density")),
+        ] {
+            if options.given(key) && excluded {
+                return Err(StructureError::Conflict { structure: NAME, key, other });
+            }
+        }
+        if listed {
+            return Ok(Share::Listed);
+        }
+        if options.given("blocks") {
+            return Ok(Share::Blocks(options.size("blocks", 1, places)?));
+        }
+        Ok(Share::Density(options.number("density", 0.0, 1.0)?))
+    }
+
+    fn kept(self, places: usize) -> Result<usize, StructureError> {
+        match self {
+            Share::Density(density) => places_kept(NAME, density, places),
+            Share::Blocks(blocks) => Ok(blocks),
+            Share::Listed | Share::Parts(_) => unreachable!("a list is not drawn"),
+        }
+    }
+}
+
 fn choose(
     mask: Mask,
-    density: f64,
+    share: Share,
     problem: &Problem<'_>,
     pattern: &Pattern,
 ) -> Result<Vec<(u32, u32)>, StructureError> {
@@ -133,11 +288,11 @@ fn choose(
     Ok(match mask {
         Mask::User(places) => places,
         Mask::Random => {
-            let kept = places_kept(NAME, density, n_rows * n_cols)?;
+            let kept = share.kept(n_rows * n_cols)?;
             balanced_blocks(n_rows, n_cols, kept, &mut rng)
         }
         Mask::Magnitude => {
-            let kept = places_kept(NAME, density, n_rows * n_cols)?;
+            let kept = share.kept(n_rows * n_cols)?;
             let weight = weight_to_rank(problem, &mut rng);
             let mut squares = vec![0.0; n_rows * n_cols];
             for (at, &w) in weight.iter().enumerate() {
@@ -216,10 +371,14 @@ impl Structure for BlockSparse {
     fn config(&self) -> Value {
         let (rows, cols) = self.pattern.block;
         let mut config = json!({"structure": NAME, "block": [rows, cols]});
-        if let Some(density) = self.density {
-            config["density"] = json!(density);
+        match self.share {
+            Share::Density(density) => config["density"] = json!(density),
+            Share::Blocks(blocks) => config["blocks"] = json!(blocks),
+            Share::Parts(parts) => config["parts"] = json!(parts),
+            Share::Listed => {}
         }
         config["mask"] = json!(self.mask);
+        config["global_size"] = json!(self.global_size);
         config["pad"] = json!(self.pad);
         config
     }
@@ -318,5 +477,114 @@ mod tests {
             let bound = 1.0 / n_inputs.sqrt();
             assert!(most <= bound && most > 0.5 * bound, "{most} of {bound}");
         }
+    }
+
+    #[test]
+    fn blocks_of_any_shape_rank_by_frobenius_norm_and_the_lowest_of_equals_goes_first() {
+        // Three by two blocks of 1 by 3. Squared norms: 3 3 / 1 9 / 3 3.
+        let dense = [1., 1., 1., 1., -1., 1., 0., 1., 0., 0., 0., -3., -1., 1., 1., 1., 1., 1.];
+        let kept = |count: Value| {
+            let mut config = json!({"structure": NAME, "block": [1, 3], "mask": "magnitude"});
+            config["blocks"] = count;
+            let built = crate::build(&config, 6, 3, 0, Some(&dense)).unwrap();
+            config["pad"] = json!(false);
+            config["global_size"] = json!(0);
+            assert_eq!(built.config(), config);
+            pattern_of(&*built).positions.clone()
+        };
+        assert_eq!(kept(json!(1)), [(1, 1)]);
+        assert_eq!(kept(json!(2)), [(1, 1), (2, 1)]);
+        assert_eq!(kept(json!(3)), [(1, 1), (2, 0), (2, 1)]);
+        assert_eq!(kept(json!(5)), [(0, 0), (0, 1), (1, 1), (2, 0), (2, 1)]);
+    }
+
+    #[test]
+    fn a_clipped_block_ranks_by_what_it_has() {
+        let config =
+            json!({"structure": NAME, "block": [2, 2], "blocks": 1, "mask": "magnitude", "pad": true});
+        let built = crate::build(&config, 3, 3, 0, Some(&[1., 1., 0., 1., 1., 0., 0., 0., -3.])).unwrap();
+        assert_eq!(pattern_of(&*built).positions, [(1, 1)]);
+    }
+
+    #[test]
+    fn a_count_excludes_a_density_and_a_list_and_must_fit_the_grid() {
+        for (config, key) in [
+            (json!({"structure": NAME, "block": 2, "blocks": 2, "density": 0.5}), "blocks"),
+            (json!({"structure": NAME, "block": 2, "blocks": 1, "mask": [[0, 0]]}), "blocks"),
+            (json!({"structure": NAME, "block": 2, "density": 0.5, "mask": [[0, 0]]}), "density"),
+        ] {
+            let error = crate::build(&config, 4, 4, 0, None).unwrap_err();
+            assert!(matches!(error, StructureError::Conflict { key: got, .. } if got == key), "{error}");
+        }
+        for blocks in [0, 5] {
+            let config = json!({"structure": NAME, "block": 2, "blocks": blocks});
+            let error = crate::build(&config, 4, 4, 0, None).unwrap_err().to_string();
+            assert_eq!(error, format!("`block_sparse.blocks` must be between 1 and 4, got {blocks}"));
+        }
+        let built =
+            crate::build(&json!({"structure": NAME, "block": 2, "blocks": 2}), 4, 4, 0, None).unwrap();
+        assert_eq!(pattern_of(&*built).nnz(), 2);
+        let mut config = built.config();
+        config["blocks"] = json!(3);
+        let error = crate::restore(&config, 4, 4, &built.buffers()).unwrap_err();
+        assert!(matches!(error, StructureError::FactorShape { expected: 3, got: 2, .. }), "{error}");
+    }
+
+    fn grid_rows(config: &Value, n_in: usize, n_out: usize) -> Vec<String> {
+        let built = crate::build(config, n_in, n_out, 0, None).unwrap();
+        let pattern = pattern_of(&*built);
+        let (n_rows, n_cols) = pattern.grid();
+        let mut rows = vec![vec![b'0'; n_cols]; n_rows];
+        pattern.positions.iter().for_each(|&(row, col)| rows[row as usize][col as usize] = b'1');
+        rows.into_iter().map(|row| String::from_utf8(row).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_diagonal_mask_keeps_every_block_that_a_part_touches() {
+        let config = |block: Value, parts: usize, global_size: usize| {
+            json!({
+                "structure": NAME, "block": block, "mask": "diagonal", "parts": parts, "global_size": global_size,
+                "pad": true,
+            })
+        };
+        // Parts of 2 by 4 in blocks of 2: whole ones. With one global row and column, the first of blocks too.
+        assert_eq!(grid_rows(&config(json!(2), 3, 0), 12, 6), ["110000", "001100", "000011"]);
+        assert_eq!(grid_rows(&config(json!(2), 3, 1), 12, 6), ["111111", "101100", "100011"]);
+        // Parts of 3 by 3 in blocks of 2: the block row in the middle meets both parts.
+        assert_eq!(grid_rows(&config(json!(2), 2, 0), 6, 6), ["110", "111", "011"]);
+        assert_eq!(grid_rows(&config(json!([2, 5]), 3, 0), 9, 6), ["10", "11", "01"]);
+        assert_eq!(grid_rows(&config(json!([1, 4]), 3, 2), 12, 3), ["111", "111", "101"]);
+        let error = crate::build(&config(json!(2), 4, 0), 12, 6, 0, None).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "`block_sparse`: n_out = 6 is not a multiple of 4 (parts); choose sizes that divide"
+        );
+        let mut saved = crate::build(&config(json!(2), 3, 0), 12, 6, 0, None).unwrap().buffers();
+        saved[0].data[1] += 1;
+        let error = crate::restore(&config(json!(2), 3, 0), 12, 6, &saved).unwrap_err();
+        assert!(matches!(error, StructureError::PatternDiffers { at: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn global_blocks_are_kept_beside_the_others() {
+        let config =
+            json!({"structure": NAME, "block": [2, 3], "mask": [[1, 1], [2, 2], [0, 0]], "global_size": 3});
+        // Three rows lie in two rows of blocks, three columns in one.
+        assert_eq!(grid_rows(&config, 9, 8), ["111", "111", "101", "100"]);
+        let built = crate::build(&config, 9, 8, 0, None).unwrap();
+        crate::restore(&built.config(), 9, 8, &built.buffers()).unwrap();
+        // The last block, at (3, 0), moves away from the global column.
+        let mut saved = built.buffers();
+        saved[0].data[8] += 1;
+        let error = crate::restore(&built.config(), 9, 8, &saved).unwrap_err();
+        assert!(matches!(error, StructureError::FactorShape { expected: 8, got: 7, .. }), "{error}");
+        let error = crate::build(
+            &json!({"structure": NAME, "block": 2, "blocks": 2, "global_size": 1}),
+            8,
+            8,
+            0,
+            None,
+        );
+        assert!(matches!(error, Err(StructureError::Conflict { key: "blocks", other: "global_size", .. })));
     }
 }

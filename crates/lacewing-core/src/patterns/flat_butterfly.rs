@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::block_sparse::{block_counts, blocks_to_dense};
 use crate::config::{Key, Options, PAD};
+use crate::registry::first_within;
 use crate::structure::check_params;
 use crate::{
     Built, Counts, Form, IndexBuffer, Init, ParamSpec, Pattern, PatternKind, Problem, Rng, Structure,
@@ -13,9 +14,10 @@ use crate::{
 };
 
 const NAME: &str = "flat_butterfly";
-const MAX_BUTTERFLY: usize = 1 << 12;
-const MAX_BLOCK: usize = 1 << 12;
+pub(crate) const MAX_BUTTERFLY: usize = 1 << 12;
+pub(crate) const MAX_BLOCK: usize = 1 << 12;
 
+pub(crate) const DIVISOR: &str = "the least common multiple of block and butterfly_size";
 pub(crate) const BUTTERFLY_SIZE: Key =
     Key::new("butterfly_size", "side of the butterfly, a power of two from 2", "8");
 pub(crate) const N_FACTORS: Key =
@@ -33,6 +35,17 @@ pub(super) static KIND: StructureKind = StructureKind {
     keys: &[BUTTERFLY_SIZE, N_FACTORS, BLOCK, GLOBAL_SIZE, SHUFFLE, PAD],
     build,
     samples,
+    sized: |n_in, n_out, density| {
+        let block = [16, 8, 4].into_iter().find(|b| n_in % b == 0 && n_out % b == 0)?;
+        let sizes = (1..=6).flat_map(|log| (1..=log).rev().map(move |factors| (1usize << log, factors)));
+        let mut sizes: Vec<(usize, usize)> =
+            sizes.filter(|&(size, _)| n_in % size == 0 && n_out % size == 0).collect();
+        // From the densest: (factors + 1) / size.
+        sizes.sort_by(|a, b| ((b.1 + 1) * a.0).cmp(&((a.1 + 1) * b.0)));
+        first_within((n_in, n_out), density, sizes.into_iter().map(|(size, factors)| {
+            json!({"structure": NAME, "butterfly_size": size, "n_factors": factors, "block": block, "pad": true})
+        }))
+    },
 };
 
 /// What defines a flat butterfly mask.
@@ -83,6 +96,50 @@ impl Butterfly {
         };
         (0..n_in_ext / self.block).filter(kept).map(|tile_col| tile_col as u32).collect()
     }
+
+    /// How many tiles of `[n_out_ext, n_in_ext]` are kept: what all [`Butterfly::tile_row`]s have together.
+    ///
+    /// Rows of tiles that see the same rows of the base mask are counted once, so that the cost goes by
+    /// `butterfly_size` and not by the layer.
+    pub fn n_tiles(&self, n_out_ext: usize, n_in_ext: usize) -> usize {
+        let Butterfly { butterfly_size, n_factors, block, .. } = *self;
+        let (height, width) = (n_out_ext / butterfly_size, n_in_ext / butterfly_size);
+        let (n_rows, n_cols) = (n_out_ext / block, n_in_ext / block);
+        let n_global = self.global_size.div_ceil(block);
+        let n_groups = butterfly_size >> n_factors;
+        let mut count = n_global * n_cols;
+        let mut row = n_global;
+        while row < n_rows {
+            let (low, high) = (row * block / height, (row * block + block - 1) / height);
+            // The first row whose top leaves the base row `low`, or whose bottom leaves `high`.
+            let next_low = ((low + 1) * height).div_ceil(block);
+            let next_high = ((high + 1) * height + 1 - block).div_ceil(block);
+            let next = next_low.min(next_high).min(n_rows);
+            let mut tiles: Vec<(usize, usize)> = Vec::new();
+            for base_row in low..=high {
+                for old in (0..n_factors).map(|t| base_row ^ (1 << t)).chain([base_row]) {
+                    let group = butterfly_size / n_groups;
+                    let col = if self.shuffle { old % group * n_groups + old / group } else { old };
+                    tiles.push((col * width / block, (col * width + width - 1) / block + 1));
+                }
+            }
+            tiles.sort_unstable();
+            let (mut kept, mut end) = (n_global, n_global);
+            for (from, to) in tiles {
+                kept += to.saturating_sub(from.max(end));
+                end = end.max(to);
+            }
+            count += (next - row) * kept;
+            row = next;
+        }
+        count
+    }
+
+    /// What both sizes of a layer must be multiples of: the least common multiple of block and butterfly_size.
+    pub(crate) fn divisor(block: usize, butterfly_size: usize) -> usize {
+        // The greatest common divisor with a power of two is one too.
+        block * (butterfly_size >> block.trailing_zeros().min(butterfly_size.trailing_zeros()))
+    }
 }
 
 /// `y = W x` with W stored in the tiles of a [`Butterfly`]; parameter `weight [nnz, block, block]`.
@@ -117,12 +174,9 @@ impl FlatButterfly {
         }
         let n_factors = options.size("n_factors", 1, butterfly_size.trailing_zeros() as usize)?;
         let block = options.size("block", 1, MAX_BLOCK)?;
-        // The least common multiple: the greatest common divisor with a power of two is one too.
-        let shared = block.trailing_zeros().min(butterfly_size.trailing_zeros());
-        let divisor = block * (butterfly_size >> shared);
+        let divisor = Butterfly::divisor(block, butterfly_size);
         let (n_out, n_in) = problem.shape();
-        let name = "the least common multiple of block and butterfly_size";
-        let (n_out_ext, n_in_ext) = options.padded((n_out, n_in), (divisor, divisor), name)?;
+        let (n_out_ext, n_in_ext) = options.padded((n_out, n_in), (divisor, divisor), DIVISOR)?;
         let global_size = options.size("global_size", 0, n_out_ext.min(n_in_ext))?;
         let shuffle = options.flag("shuffle")?;
         let butterfly = Butterfly { butterfly_size, n_factors, block, global_size, shuffle };
@@ -273,6 +327,74 @@ mod tests {
             });
             let built = crate::build(&config, n_in, n_out, 0, None).unwrap();
             assert_eq!(built.counts().parameters, tiles * block * block, "{n_out}x{n_in} {config}");
+        }
+    }
+
+    #[test]
+    fn densities_match_the_reference() {
+        // Beyond the nominal (f + 1)/s where rectangles are no multiples of the tile.
+        for (n_out, n_in, size, n_factors, kept, tiles) in [
+            (3072, 768, 8, 2, 864, 96 * 24),
+            (3072, 768, 16, 2, 480, 96 * 24),
+            (2304, 768, 16, 3, 520, 72 * 24),
+            (384, 196, 8, 2, 46, 12 * 7),
+            (256, 256, 16, 2, 16, 8 * 8),
+        ] {
+            let config =
+                json!({"structure": NAME, "butterfly_size": size, "n_factors": n_factors, "pad": true});
+            let built = crate::build(&config, n_in, n_out, 0, None).unwrap();
+            let Form::Pattern(pattern) = built.form() else { panic!("not a pattern") };
+            assert_eq!((pattern.nnz(), pattern.grid().0 * pattern.grid().1), (kept, tiles), "{config}");
+        }
+        let share = |kept: f64, tiles: f64| (kept / tiles * 1e4).round() / 1e4;
+        assert_eq!(share(480.0, 2304.0), 0.2083);
+        assert_eq!(share(520.0, 1728.0), 0.3009);
+        assert_eq!(share(46.0, 84.0), 0.5476);
+    }
+
+    #[test]
+    fn few_factors_mix_only_inside_groups_of_two_to_their_number_unless_shuffled() {
+        for (size, n_factors) in [(8, 2), (16, 2), (32, 3), (16, 4)] {
+            let inside = |shuffle| {
+                let rows = base(size, n_factors, shuffle);
+                let group = |at: usize| at >> n_factors;
+                let ones = rows
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(r, row)| row.match_indices('1').map(move |(c, _)| (r, c)));
+                ones.into_iter().all(|(r, c)| group(r) == group(c))
+            };
+            assert!(inside(false), "({size}, {n_factors})");
+            assert_eq!(inside(true), size == 1 << n_factors, "({size}, {n_factors})");
+        }
+    }
+
+    #[test]
+    fn counted_tiles_are_those_listed() {
+        for (butterfly_size, n_factors, block) in [
+            (2, 1, 1),
+            (4, 1, 3),
+            (4, 2, 2),
+            (8, 2, 1),
+            (8, 3, 4),
+            (16, 2, 6),
+            (16, 4, 32),
+            (32, 1, 8),
+            (32, 5, 12),
+        ] {
+            let divisor = Butterfly::divisor(block, butterfly_size);
+            for (rows, cols) in [(1, 1), (2, 1), (1, 3), (3, 5)] {
+                for (global_size, shuffle) in [(0, false), (1, true), (block + 1, false), (0, true)] {
+                    let butterfly = Butterfly { butterfly_size, n_factors, block, global_size, shuffle };
+                    let (n_out, n_in) = (rows * divisor, cols * divisor);
+                    if global_size > n_out.min(n_in) {
+                        continue;
+                    }
+                    let listed: usize =
+                        (0..n_out / block).map(|row| butterfly.tile_row(row, n_out, n_in).len()).sum();
+                    assert_eq!(butterfly.n_tiles(n_out, n_in), listed, "{butterfly:?} on {n_out} by {n_in}");
+                }
+            }
         }
     }
 

@@ -1,11 +1,13 @@
 //! N:M: exactly n of every m consecutive weights, along inputs (row) or outputs (col).
 //!
-//! Cost of a row: n/m of dense; an index takes `ceil(log2 m)` bits a value. Groups never straddle rows.
+//! Cost of a row: n/m of dense; an index takes `ceil(log2 m)` bits a value. Groups never straddle rows, nor, told
+//! the `channels` of an unfolded convolution, positions of its kernel.
 
 use serde_json::{Value, json};
 
 use crate::config::{Key, Options, PAD};
 use crate::mask::{choices, keep_largest, weight_to_rank};
+use crate::registry::first_within;
 use crate::structure::check_params;
 use crate::{
     Axis, Built, Counts, Form, IndexBuffer, Init, ParamSpec, Pattern, PatternKind, Problem, Rng, Structure,
@@ -23,22 +25,33 @@ pub(super) static KIND: StructureKind = StructureKind {
         Key::new("n", "kept in a group, 1 to m", "2"),
         Key::new("m", "weights of a group", "4"),
         Key::new("axis", "row: groups run along inputs | col: along outputs", "\"row\""),
+        Key::new("channels", "of an unfolded convolution [n_out, kh·kw·channels]: its input channels", ""),
         PAD,
     ],
     build,
     samples,
+    sized: |n_in, n_out, density| {
+        // The finest group that gives at most this density with a whole number of values.
+        let groups = [4, 8, 16, 32].map(|m| ((density * m as f64 + 1e-9).floor().min(m as f64) as usize, m));
+        let (n, m) = groups.into_iter().find(|&(n, _)| n > 0)?;
+        first_within((n_in, n_out), density, [json!({"structure": NAME, "n": n, "m": m, "pad": true})])
+    },
 };
 
 /// `y = W x` with n of every m consecutive weights; parameter `weight [nnz]` in row-major order.
 ///
 /// The mask keeps the n largest magnitudes of each group of the dense weight (or of a draw); among equals the lowest
 /// index is pruned first. With padding the last group ends in zeros, which go first.
+///
+/// A convolution is its weight unfolded to `[n_out, kh·kw·channels]`, channels fastest; groups along inputs then run
+/// along channels, which m must divide: padding at the end of a row could not keep kernel positions apart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Nm {
     pattern: Pattern,
     n: usize,
     m: usize,
     axis: Axis,
+    channels: Option<usize>,
     pad: bool,
 }
 
@@ -51,7 +64,8 @@ fn samples() -> Vec<Box<dyn Structure>> {
     let col = json!({"structure": NAME, "n": 1, "m": 3, "axis": "col"});
     let padded = json!({"structure": NAME, "n": 2, "m": 4, "pad": true});
     let padded_col = json!({"structure": NAME, "n": 3, "m": 5, "axis": "col", "pad": true});
-    [(&row, 8, 3), (&col, 4, 6), (&padded, 9, 2), (&padded_col, 3, 7)]
+    let conv = json!({"structure": NAME, "channels": 4});
+    [(&row, 8, 3), (&col, 4, 6), (&padded, 9, 2), (&padded_col, 3, 7), (&conv, 12, 2)]
         .map(|(config, n_in, n_out)| crate::build(config, n_in, n_out, 2, None).expect("valid sample"))
         .into()
 }
@@ -77,6 +91,23 @@ impl Nm {
         let axes = [("row", Axis::Row), ("col", Axis::Col)];
         let axis = options.choice("axis", &axes, "`row` or `col`")?;
         let (n_out, n_in) = problem.shape();
+        let channels = options.given("channels").then(|| options.size("channels", 1, n_in)).transpose()?;
+        if let Some(channels) = channels {
+            let indivisible = |size_name, size: usize, divisor_name, divisor| StructureError::Indivisible {
+                structure: NAME,
+                size_name,
+                size,
+                divisor_name,
+                divisor,
+                padded: size,
+            };
+            if !n_in.is_multiple_of(channels) {
+                return Err(indivisible("n_in", n_in, "channels", channels));
+            }
+            if axis == Axis::Row && channels != n_in && !channels.is_multiple_of(m) {
+                return Err(indivisible("channels", channels, "the group size m", m));
+            }
+        }
         let divisors = if axis == Axis::Row { (1, m) } else { (m, 1) };
         let (n_out_ext, n_in_ext) = options.padded((n_out, n_in), divisors, "the group size m")?;
         let mut nm = Self {
@@ -92,6 +123,7 @@ impl Nm {
             n,
             m,
             axis,
+            channels,
             pad: options.flag("pad")?,
         };
         let offsets = match problem.saved(NAME, ["offsets"])? {
@@ -216,7 +248,12 @@ impl Structure for Nm {
 
     fn config(&self) -> Value {
         let axis = if self.axis == Axis::Row { "row" } else { "col" };
-        json!({"structure": NAME, "n": self.n, "m": self.m, "axis": axis, "pad": self.pad})
+        let mut config = json!({"structure": NAME, "n": self.n, "m": self.m, "axis": axis});
+        if let Some(channels) = self.channels {
+            config["channels"] = json!(channels);
+        }
+        config["pad"] = json!(self.pad);
+        config
     }
 
     fn buffers(&self) -> Vec<IndexBuffer> {
@@ -279,5 +316,47 @@ mod tests {
     fn two_of_four_stores_two_bits_a_value() {
         let built = crate::build(&json!(NAME), 64, 16, 0, None).unwrap();
         assert_eq!(built.counts(), Counts { parameters: 512, bytes: 4 * 512 + 512 / 4, macs: 512 });
+    }
+
+    #[test]
+    fn a_convolution_is_the_row_rule_on_its_weight_with_channels_last() {
+        let (n_out, channels, kh, kw) = (3, 8, 3, 2);
+        // As frameworks store it: [n_out, channels, kh, kw].
+        let stored = lacewing_testkit::uniform(5, n_out * channels * kh * kw);
+        let mut unfolded = Vec::new();
+        for (o, y, x, c) in (0..n_out * kh * kw * channels).map(|at| {
+            let (c, x, y) = (at % channels, at / channels % kw, at / channels / kw % kh);
+            (at / channels / kw / kh, y, x, c)
+        }) {
+            unfolded.push(stored[((o * channels + c) * kh + y) * kw + x]);
+        }
+        let config = json!({"structure": NAME, "channels": channels});
+        let conv = rows(&config, kh * kw * channels, n_out, &unfolded).concat();
+        // The row rule on a matrix with a row for every output and kernel position.
+        let plain = rows(&json!(NAME), channels, n_out * kh * kw, &unfolded).concat();
+        assert_eq!(conv, plain);
+        let built = crate::build(&config, kh * kw * channels, n_out, 0, Some(&unfolded)).unwrap();
+        assert_eq!(built.config()["channels"], channels);
+    }
+
+    #[test]
+    fn groups_that_would_mix_kernel_positions_are_an_error() {
+        for pad in [false, true] {
+            let config = json!({"structure": NAME, "channels": 3, "pad": pad});
+            // 4 divides 7·4·3 inputs, and still the groups of a stem with three channels would mix positions.
+            let error = crate::build(&config, 84, 16, 0, None).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "`nm`: channels = 3 is not a multiple of 4 (the group size m); choose sizes that divide"
+            );
+        }
+        let error = crate::build(&json!({"structure": NAME, "channels": 5}), 12, 4, 0, None).unwrap_err();
+        assert!(
+            matches!(error, StructureError::Indivisible { size_name: "n_in", divisor: 5, .. }),
+            "{error}"
+        );
+        // Groups along outputs do not run along channels, and a 1 by 1 kernel has one position.
+        crate::build(&json!({"structure": NAME, "channels": 3, "axis": "col"}), 27, 16, 0, None).unwrap();
+        crate::build(&json!({"structure": NAME, "channels": 6, "pad": true}), 6, 16, 0, None).unwrap();
     }
 }

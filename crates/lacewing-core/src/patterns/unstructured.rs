@@ -25,6 +25,7 @@ pub(super) static KIND: StructureKind = StructureKind {
     ],
     build,
     samples,
+    sized: |_, _, density| Some(json!({"structure": NAME, "density": density.min(1.0), "mask": "magnitude"})),
 };
 
 /// `y = W x` with W stored at chosen elements; parameter `weight [nnz]` in row-major order.

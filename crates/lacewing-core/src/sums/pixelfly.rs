@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::chains::LowRank;
 use crate::config::{Key, Options, PAD};
-use crate::patterns::FlatButterfly;
+use crate::patterns::{Butterfly, DIVISOR, FlatButterfly, MAX_BLOCK, MAX_BUTTERFLY};
+use crate::registry::first_within;
 use crate::structure::check_params;
 use crate::{
     Built, Counts, Form, Gate, IndexBuffer, Init, Origin, ParamSpec, Problem, Rng, Structure, StructureError,
@@ -27,15 +28,33 @@ pub(super) static KIND: StructureKind = StructureKind {
         crate::patterns::GLOBAL_SIZE,
         crate::patterns::SHUFFLE,
         crate::chains::RANK,
+        Key::new(
+            "budget",
+            "instead of butterfly_size, n_factors and rank: parameters in all, or a fraction of dense up to 1",
+            "",
+        ),
+        Key::new("low_rank_share", "of the budget, for the low-rank map, 0.01 to 0.99", "0.25"),
         Key::new("gate", "learned: a scalar a row | fixed: a half each | plain: no weights", "\"learned\""),
         PAD,
     ],
     build,
     samples,
+    sized: |n_in, n_out, density| {
+        let blocks = [16, 8, 4, 2].into_iter().filter(|b| n_in % b == 0 && n_out % b == 0);
+        let configs = blocks.map(|block| {
+            json!({
+                "structure": NAME, "budget": density.min(0.999), "block": block, "gate": "plain", "pad": true,
+            })
+        });
+        first_within((n_in, n_out), density, configs)
+    },
 };
 
 /// `y = (1 − g) S x + g L x` with S a flat butterfly, L of low rank and `g = sigmoid(w·x + c)`, ½, or for a plain gate
 /// `y = S x + L x`.
+///
+/// A `budget` of parameters in place of `butterfly_size`, `n_factors` and `rank` chooses them; the config of the
+/// built structure says what they are.
 ///
 /// Parameters: `sparse.weight`, `low_rank.a`, `low_rank.b` and, learned, `gate.weight [n_in]`, `gate.bias [1]`.
 #[derive(Debug)]
@@ -51,6 +70,20 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
         ("plain", Gate::Plain),
     ];
     let gate = options.choice("gate", &gates, "`learned`, `fixed` or `plain`")?;
+    let learned = matches!(gate, Gate::Learned { .. });
+    let resolved = if options.given("budget") {
+        let Split { rank, butterfly_size, n_factors, .. } = split(options, problem, learned)?;
+        options
+            .clone()
+            .with("butterfly_size", json!(butterfly_size))
+            .with("n_factors", json!(n_factors))
+            .with("rank", json!(rank))
+    } else if options.given("low_rank_share") {
+        return Err(StructureError::MissingKey { structure: NAME, key: "budget" });
+    } else {
+        options.clone()
+    };
+    let options = &resolved;
     let mut saved = Vec::new();
     let mut origin = problem.origin;
     if let Origin::Saved(buffers) = problem.origin {
@@ -67,6 +100,107 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
     let rank = low_rank.rank();
     let (a, b) = (Box::new(sparse), Box::new(low_rank));
     Ok(Box::new(Pixelfly { sum: Sum { a, b, a_params: 0..1, b_params: 1..3, gate }, rank }))
+}
+
+/// What a budget buys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Split {
+    rank: usize,
+    butterfly_size: usize,
+    n_factors: usize,
+    /// Values in the tiles.
+    tile_values: usize,
+}
+
+/// Splits `budget` parameters, after those of a learned gate, by the share α = `low_rank_share`.
+///
+/// The low-rank map gets α of them: its rank is the greatest multiple of `block` (or of the smaller layer size,
+/// where that is less) that they pay for, up to the smaller layer size. The butterfly gets 1 − α: of all butterfly
+/// sizes and numbers of factors, the one of most values in tiles that they pay for, padding included; among equals
+/// that with the most factors, which mixes widest, then the smallest size. What rounding leaves of one share is not
+/// spent on the other.
+///
+/// A budget that does not pay for both is [`StructureError::Budget`], with the least that does.
+fn split(options: &Options, problem: &Problem<'_>, learned: bool) -> Result<Split, StructureError> {
+    for key in ["butterfly_size", "n_factors", "rank"] {
+        if options.given(key) {
+            return Err(StructureError::Conflict { structure: NAME, key, other: "budget" });
+        }
+    }
+    let (n_out, n_in) = problem.shape();
+    let budget = read_budget(options, n_out as f64 * n_in as f64)?;
+    let share = options.number("low_rank_share", 0.01, 0.99)?;
+    let block = options.size("block", 1, MAX_BLOCK)?;
+    let n_gate = if learned { n_in + 1 } else { 0 };
+    let (most, thin) = (n_in.min(n_out), n_in + n_out);
+    let unit = block.min(most);
+    let rank = |weights: f64| ((share * weights / thin as f64) as usize / unit * unit).min(most);
+    let candidates = candidates(options, problem, block)?;
+    let bought = |budget: usize| {
+        let weights = budget.saturating_sub(n_gate) as f64;
+        let paid = candidates.iter().filter(|split| split.tile_values as f64 <= (1.0 - share) * weights);
+        let order =
+            |split: &&Split| (split.tile_values, split.n_factors, std::cmp::Reverse(split.butterfly_size));
+        let split = Split { rank: rank(weights), ..*paid.max_by_key(order)? };
+        (split.rank > 0).then_some(split)
+    };
+    if let Some(split) = bought(budget) {
+        return Ok(split);
+    }
+    let fewest = candidates.iter().map(|split| split.tile_values).min().unwrap_or(0) as f64;
+    let weights = (unit as f64 * thin as f64 / share).max(fewest / (1.0 - share));
+    // Products of the share are rounded, so the bound may be one off on either side.
+    let mut least = (weights as usize).saturating_add(n_gate).saturating_sub(1);
+    loop {
+        if let Some(Split { rank, butterfly_size, n_factors, .. }) = bought(least) {
+            return Err(StructureError::Budget {
+                structure: NAME,
+                budget,
+                least,
+                rank,
+                butterfly_size,
+                n_factors,
+            });
+        }
+        least += 1;
+    }
+}
+
+/// A whole number of parameters, or a fraction of those of a dense layer, up to 1.
+fn read_budget(options: &Options, dense: f64) -> Result<usize, StructureError> {
+    let value = options.required("budget")?;
+    let expected = "a whole number of parameters, or a fraction up to 1";
+    match (value.as_u64(), value.as_f64()) {
+        (Some(count), _) => Ok(usize::try_from(count).unwrap_or(usize::MAX)),
+        (None, Some(fraction)) if (0.0..=1.0).contains(&fraction) => Ok((fraction * dense) as usize),
+        (None, Some(count)) if count > 1.0 && count.fract() == 0.0 => Ok(count as usize),
+        _ => Err(options.wrong("budget", expected, &value)),
+    }
+}
+
+/// Every butterfly that the layer takes, without a rank. Butterflies wider than the layer would be padding.
+fn candidates(options: &Options, problem: &Problem<'_>, block: usize) -> Result<Vec<Split>, StructureError> {
+    let (n_out, n_in) = problem.shape();
+    let most = n_in.min(n_out);
+    let global_size = options.size("global_size", 0, most)?;
+    let shuffle = options.flag("shuffle")?;
+    let mut found = Vec::new();
+    for log in 1..=MAX_BUTTERFLY.trailing_zeros() as usize {
+        let butterfly_size = 1 << log;
+        let divisor = Butterfly::divisor(block, butterfly_size);
+        let (n_out_ext, n_in_ext) = match options.padded((n_out, n_in), (divisor, divisor), DIVISOR) {
+            // What the smallest does not divide none does.
+            Err(error) if log == 1 => return Err(error),
+            Ok(sizes) if log == 1 || butterfly_size <= most => sizes,
+            _ => break,
+        };
+        for n_factors in 1..=log {
+            let butterfly = Butterfly { butterfly_size, n_factors, block, global_size, shuffle };
+            let tile_values = butterfly.n_tiles(n_out_ext, n_in_ext) * block * block;
+            found.push(Split { rank: 0, butterfly_size, n_factors, tile_values });
+        }
+    }
+    Ok(found)
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {
@@ -235,5 +369,75 @@ mod tests {
         buffers[0].data[1] += 1;
         let error = crate::restore(&built.config(), built.n_in(), built.n_out(), &buffers).unwrap_err();
         assert!(matches!(error, StructureError::PatternDiffers { at: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_budget_becomes_sizes() {
+        // A quarter of dense, 589,824: of it the gate takes 769, the rank a quarter of the rest. 147,263 / 3840 = 38.3,
+        // so rank 32; 441,791 values are 431 tiles of 32 by 32.
+        let config = json!({"structure": NAME, "budget": 0.25});
+        let built = crate::build(&config, 768, 3072, 0, None).unwrap();
+        let resolved = built.config();
+        assert_eq!(resolved["rank"], 32);
+        assert!(resolved.get("budget").is_none() && resolved.get("low_rank_share").is_none(), "{resolved}");
+        let again = crate::build(&resolved, 768, 3072, 0, None).unwrap();
+        assert_eq!((again.config(), again.buffers()), (resolved.clone(), built.buffers()));
+        assert_eq!(crate::restore(&resolved, 768, 3072, &built.buffers()).unwrap().config(), resolved);
+        // Whole numbers count parameters, written as a float too.
+        for budget in [json!(589_824), json!(589_824.0)] {
+            let config = json!({"structure": NAME, "budget": budget});
+            assert_eq!(crate::build(&config, 768, 3072, 0, None).unwrap().config(), resolved);
+        }
+    }
+
+    #[test]
+    fn a_budget_excludes_what_it_chooses() {
+        for key in ["butterfly_size", "n_factors", "rank"] {
+            let mut config = json!({"structure": NAME, "budget": 0.5});
+            config[key] = json!(2);
+            let error = crate::build(&config, 256, 256, 0, None).unwrap_err();
+            assert_eq!(error, StructureError::Conflict { structure: NAME, key, other: "budget" });
+        }
+        let config = json!({"structure": NAME, "low_rank_share": 0.5});
+        let error = crate::build(&config, 256, 256, 0, None).unwrap_err();
+        assert_eq!(error, StructureError::MissingKey { structure: NAME, key: "budget" });
+        for budget in [json!("half"), json!(-1), json!(1.5), json!(-0.5)] {
+            let config = json!({"structure": NAME, "budget": budget});
+            let error = crate::build(&config, 256, 256, 0, None).unwrap_err();
+            assert!(matches!(error, StructureError::WrongType { .. }), "{error}");
+        }
+        let config = json!({"structure": NAME, "budget": 0.5, "block": 3});
+        let error = crate::build(&config, 256, 256, 0, None).unwrap_err();
+        assert!(matches!(error, StructureError::Indivisible { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_budget_that_buys_nothing_names_the_least_that_does() {
+        for (n_in, n_out, block, gate, share) in [
+            (256, 512, 32, "learned", 0.25),
+            (64, 64, 4, "plain", 0.1),
+            (13, 7, 16, "fixed", 0.9),
+            (1, 1, 1, "plain", 0.5),
+        ] {
+            let built = |budget: usize| {
+                let config = json!({
+                    "structure": NAME, "budget": budget, "block": block, "gate": gate, "low_rank_share": share,
+                    "pad": true,
+                });
+                crate::build(&config, n_in, n_out, 0, None)
+            };
+            let error = built(0).unwrap_err();
+            let StructureError::Budget { least, rank, butterfly_size, n_factors, .. } = error else {
+                panic!("{error}")
+            };
+            let config = built(least).unwrap().config();
+            assert_eq!(config["rank"], rank);
+            assert_eq!(
+                (&config["butterfly_size"], &config["n_factors"]),
+                (&json!(butterfly_size), &json!(n_factors))
+            );
+            let below = built(least - 1).unwrap_err();
+            assert!(matches!(below, StructureError::Budget { least: same, .. } if same == least), "{below}");
+        }
     }
 }

@@ -7,6 +7,7 @@ pub mod block_sparse;
 pub mod copy2d;
 pub mod dropout;
 pub mod elementwise;
+pub mod gather;
 mod launch;
 pub mod layer_norm;
 pub mod linear;
@@ -15,8 +16,10 @@ pub(crate) mod optimizer;
 pub mod patchify;
 pub mod scatter;
 pub mod softmax_cross_entropy;
+pub mod strided_blocks;
 pub mod tokens;
 pub mod transpose;
+pub mod unfold;
 
 pub use activation::{ACTIVATIONS, Activation, activation, bias_activation};
 pub use attention::{attention, attention_separate};
@@ -25,14 +28,17 @@ pub use block_sparse::{BlockIndex, block_sparse_linear};
 pub use copy2d::resize_cols;
 pub use dropout::{drop_path_scale, dropout};
 pub use elementwise::{add, cast, gated_sum, residual, scale};
+pub use gather::{GatherIndex, gather};
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::linear;
 pub use matmul::matmul;
 pub use patchify::patchify;
 pub use scatter::scatter_blocks;
 pub use softmax_cross_entropy::{Target, ranks, softmax_cross_entropy};
+pub use strided_blocks::strided_blocks;
 pub use tokens::{embed_tokens, mean_tokens, select_token};
 pub use transpose::transpose;
+pub use unfold::{Window, unfold};
 
 /// Every kernel source of the engine, so that a machine without a GPU can compile them all.
 pub static SOURCES: &[&lacewing_cuda::Source] = &[
@@ -43,13 +49,16 @@ pub static SOURCES: &[&lacewing_cuda::Source] = &[
     &copy2d::cuda::SOURCE,
     &dropout::cuda::SOURCE,
     &elementwise::cuda::SOURCE,
+    &gather::cuda::SOURCE,
     &layer_norm::cuda::SOURCE,
     &optimizer::cuda::SOURCE,
     &patchify::cuda::SOURCE,
     &scatter::cuda::SOURCE,
     &softmax_cross_entropy::cuda::SOURCE,
+    &strided_blocks::cuda::SOURCE,
     &tokens::cuda::SOURCE,
     &transpose::cuda::SOURCE,
+    &unfold::cuda::SOURCE,
 ];
 
 #[cfg(test)]

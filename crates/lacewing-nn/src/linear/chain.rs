@@ -1,41 +1,91 @@
-//! Chains: one batched product a factor, a transpose where the permutation moves anything.
+//! Chains: one batched product a factor, a transpose where the permutation moves anything, a gather for a fixed map.
 //!
-//! Cost: the factors' multiply-adds, and a pass over the activations for each transpose, padding or truncation that is
-//! not free.
+//! Cost: the factors' multiply-adds, and a pass over the activations for each transpose, gather, padding or truncation
+//! that is not free. Weights that are tied are gathered from their few values each time, a pass over the weights.
 
-use super::{Kernel, Product, fit};
-use lacewing_core::{Chain, Form, Link};
-use lacewing_engine::ops::{self, Activation};
-use lacewing_engine::{Cx, EngineError, Var};
+use super::{Kernel, Problem, Product, fit};
+use lacewing_core::{Chain, Form, Gather, Link, Weights};
+use lacewing_engine::ops::strided_blocks::MAX_SIDE;
+use lacewing_engine::ops::{self, Activation, GatherIndex};
+use lacewing_engine::{Cx, DType, Device, EngineError, Tensor, Var};
+
+const NAME: &str = "chain";
 
 /// The row of the table.
 pub(super) const KERNEL: Kernel = Kernel {
-    name: "chain",
-    about: "a batched product for each block-diagonal factor, a transpose for each permutation",
+    name: NAME,
+    about: "a batched product for each block-diagonal factor, one pass for small strided blocks, permutations between",
     accepts: |problem| matches!(problem.structure.form(), Form::Chain(_)),
     pays: |_| true,
-    prepare: |problem, _| match problem.structure.form() {
-        Form::Chain(chain) => Ok(Box::new(Links(chain.clone()))),
-        _ => unreachable!("accepts chains only"),
-    },
+    prepare: |problem, device| Ok(Box::new(Links::new(NAME, problem, device)?)),
 };
 
-/// A chain, one link after the other.
+/// A chain on its device, one step after the other.
 #[derive(Debug)]
-pub(super) struct Links(pub(super) Chain);
+pub(super) struct Links {
+    kernel: &'static str,
+    pub(super) n_in: usize,
+    n_in_ext: usize,
+    n_out_ext: usize,
+    n_out: usize,
+    pub(super) steps: Vec<Step>,
+}
 
-/// `y = W x` by the chain's links, without bias or activation.
-pub(super) fn apply(cx: &Cx, chain: &Chain, x: &Var, weights: &[Var]) -> Result<Var, EngineError> {
-    let mut y = fit(cx, x.clone(), chain.n_in_ext)?;
-    for link in &chain.links {
-        y = step(cx, &y, link, weights)?;
+/// A link with what it needs on the device.
+#[derive(Debug)]
+pub(super) enum Step {
+    Blocks(Source, Blocks),
+    Transpose { batch: usize, rows: usize, cols: usize },
+    Gather(GatherIndex),
+}
+
+/// Sizes of a [`Link::Blocks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Blocks {
+    pub(super) groups: usize,
+    pub(super) stride: usize,
+    pub(super) q: usize,
+    pub(super) p: usize,
+}
+
+/// Where the weights of a step come from.
+#[derive(Debug)]
+pub(super) enum Source {
+    Param(usize),
+    Tied(usize, GatherIndex),
+    /// Flat, in the compute type.
+    Constant(Tensor),
+    /// `W.flat[i] = a.flat[index_a(i)] · b.flat[index_b(i)]`.
+    Product(Box<[(Source, GatherIndex); 2]>),
+}
+
+impl Links {
+    /// The chain of the problem's structure.
+    pub(super) fn new(
+        kernel: &'static str,
+        problem: &Problem<'_>,
+        device: &Device,
+    ) -> Result<Self, EngineError> {
+        let Form::Chain(chain) = problem.structure.form() else { unreachable!("accepts chains only") };
+        let &Chain { n_in, n_in_ext, n_out_ext, n_out, ref links } = chain;
+        let steps =
+            links.iter().map(|link| Step::new(link, problem.dtype, device)).collect::<Result<_, _>>()?;
+        Ok(Self { kernel, n_in, n_in_ext, n_out_ext, n_out, steps })
     }
-    fit(cx, y, chain.n_out)
+
+    /// `y = W x`, without bias or activation.
+    pub(super) fn apply(&self, cx: &Cx, x: &Var, weights: &[Var]) -> Result<Var, EngineError> {
+        let mut y = fit(cx, x.clone(), self.n_in_ext)?;
+        for step in &self.steps {
+            y = step.run(cx, y, weights)?;
+        }
+        fit(cx, y, self.n_out)
+    }
 }
 
 impl Product for Links {
     fn kernel(&self) -> String {
-        KERNEL.name.to_owned()
+        self.kernel.to_owned()
     }
 
     fn run(
@@ -46,42 +96,103 @@ impl Product for Links {
         bias: Option<&Var>,
         act: Activation,
     ) -> Result<Var, EngineError> {
-        let chain = &self.0;
-        let mut y = fit(cx, x.clone(), chain.n_in_ext)?;
-        let (last, links) = chain.links.split_last().expect("a chain has links");
-        for link in links {
-            y = step(cx, &y, link, weights)?;
-        }
         // A last factor of one block is a dense product, whose epilogue takes bias and activation.
-        if let (&Link::Blocks { param, blocks: 1, .. }, true) = (last, chain.n_out == chain.n_out_ext) {
-            return ops::linear(cx, &y, &matrix(cx, &weights[param])?, bias, act);
+        if let Some((Step::Blocks(source, sizes), steps)) = self.steps.split_last()
+            && sizes.groups * sizes.stride == 1
+            && self.n_out == self.n_out_ext
+        {
+            let mut y = fit(cx, x.clone(), self.n_in_ext)?;
+            for step in steps {
+                y = step.run(cx, y, weights)?;
+            }
+            let w = cx.reshape(&source.get(cx, weights)?, &[sizes.q, sizes.p])?;
+            return ops::linear(cx, &y, &w, bias, act);
         }
-        y = step(cx, &y, last, weights)?;
-        ops::bias_activation(cx, fit(cx, y, chain.n_out)?, bias, act)
+        ops::bias_activation(cx, self.apply(cx, x, weights)?, bias, act)
     }
 }
 
-fn step(cx: &Cx, x: &Var, link: &Link, weights: &[Var]) -> Result<Var, EngineError> {
-    match *link {
-        Link::Blocks { param, blocks: 1, .. } => {
-            ops::linear(cx, x, &matrix(cx, &weights[param])?, None, Activation::Identity)
-        }
-        Link::Blocks { param, blocks, q, p } => {
-            ops::block_linear(cx, x, &cx.reshape(&weights[param], &[blocks, q, p])?)
-        }
-        // One row or one column: the order of the elements does not change.
-        Link::Transpose { rows: 1, .. } | Link::Transpose { cols: 1, .. } => Ok(x.clone()),
-        Link::Transpose { rows, cols } => {
-            let lead = &x.shape()[..x.shape().len() - 1];
-            let split = cx.reshape(x, &[lead, &[rows, cols]].concat())?;
-            let turned = ops::transpose(cx, &split)?;
-            cx.reshape(&turned, x.shape())
+impl Step {
+    fn new(link: &Link, dtype: DType, device: &Device) -> Result<Self, EngineError> {
+        let indexed =
+            |gather: &Gather| GatherIndex::new(device, gather.n_in(), gather.terms(), gather.codes());
+        Ok(match link {
+            Link::Blocks { weights, .. } => {
+                let source = match weights {
+                    Weights::Param(param) => Source::Param(*param),
+                    Weights::Tied { param, gather } => Source::Tied(*param, indexed(gather)?),
+                    Weights::Constant(values) => {
+                        let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+                        let values = Tensor::from_f32(device, &values, &[values.len()])?;
+                        Source::Constant(ops::cast(&values, dtype)?)
+                    }
+                };
+                Step::Blocks(source, Blocks::of(link).expect("blocks have sizes"))
+            }
+            &Link::Transpose { batch, rows, cols } => Step::Transpose { batch, rows, cols },
+            Link::Gather(gather) => Step::Gather(indexed(gather)?),
+        })
+    }
+
+    fn run(&self, cx: &Cx, x: Var, weights: &[Var]) -> Result<Var, EngineError> {
+        match *self {
+            Step::Blocks(ref source, Blocks { groups, stride, q, p }) => {
+                let (w, blocks) = (source.get(cx, weights)?, groups * stride);
+                if blocks == 1 {
+                    return ops::linear(cx, &x, &cx.reshape(&w, &[q, p])?, None, Activation::Identity);
+                }
+                let w = cx.reshape(&w, &[blocks, q, p])?;
+                if q.max(p) <= MAX_SIDE {
+                    return ops::strided_blocks(cx, &x, &w, stride);
+                }
+                let x = transpose(cx, x, groups, p, stride)?;
+                let y = ops::block_linear(cx, &x, &w)?;
+                transpose(cx, y, groups, stride, q)
+            }
+            Step::Transpose { batch, rows, cols } => transpose(cx, x, batch, rows, cols),
+            Step::Gather(ref index) => ops::gather(cx, &x, index),
         }
     }
 }
 
-/// A factor of one block as `[q, p]`.
-fn matrix(cx: &Cx, w: &Var) -> Result<Var, EngineError> {
-    let shape = w.shape();
-    cx.reshape(w, &shape[shape.len() - 2..])
+impl Blocks {
+    /// Those of a link, if it has any.
+    pub(super) fn of(link: &Link) -> Option<Self> {
+        match *link {
+            Link::Blocks { groups, stride, q, p, .. } => Some(Self { groups, stride, q, p }),
+            Link::Transpose { .. } | Link::Gather(_) => None,
+        }
+    }
+}
+
+impl Source {
+    /// The weights, flat.
+    fn get(&self, cx: &Cx, weights: &[Var]) -> Result<Var, EngineError> {
+        let flat = |var: &Var| cx.reshape(var, &[var.value().len()]);
+        match self {
+            Source::Param(param) => flat(&weights[*param]),
+            Source::Tied(param, index) => ops::gather(cx, &flat(&weights[*param])?, index),
+            Source::Constant(values) => Ok(cx.constant(values.clone())),
+            Source::Product(factors) => {
+                let of = |(source, index): &(Source, GatherIndex)| {
+                    ops::gather(cx, &source.get(cx, weights)?, index)
+                };
+                let (a, b) = (of(&factors[0])?, of(&factors[1])?);
+                let n = b.value().len();
+                ops::strided_blocks(cx, &a, &cx.reshape(&b, &[n, 1, 1])?, n)
+            }
+        }
+    }
+}
+
+/// Reads x as `[.., batch, rows, cols]` and writes it as `[.., batch, cols, rows]`.
+fn transpose(cx: &Cx, x: Var, batch: usize, rows: usize, cols: usize) -> Result<Var, EngineError> {
+    // One row or one column: the order of the elements does not change.
+    if rows == 1 || cols == 1 {
+        return Ok(x);
+    }
+    let lead = &x.shape()[..x.shape().len() - 1];
+    let split = cx.reshape(&x, &[lead, &[batch, rows, cols]].concat())?;
+    let turned = ops::transpose(cx, &split)?;
+    cx.reshape(&turned, x.shape())
 }

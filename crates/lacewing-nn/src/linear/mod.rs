@@ -7,6 +7,7 @@ mod block_sparse;
 mod chain;
 mod composed;
 mod dense;
+mod merged;
 mod scatter_dense;
 mod sum;
 
@@ -21,6 +22,7 @@ use std::fmt::Debug;
 pub static KERNELS: &[Kernel] = &[
     dense::KERNEL,
     composed::KERNEL,
+    merged::KERNEL,
     chain::KERNEL,
     sum::KERNEL,
     block_sparse::KERNEL,
@@ -211,6 +213,9 @@ impl Linear {
         if x.shape().last() != Some(&n_in) {
             let expected = format!("[..., {n_in}]");
             return Err(EngineError::Shape { op: "linear", operand: "x", expected, got: x.shape().to_vec() });
+        }
+        if let Some(&first) = self.weights.first() {
+            cx.observe(first, x.value())?;
         }
         let weights: Vec<Var> = self.weights.iter().map(|&id| cx.param(id)).collect();
         let bias = self.bias.map(|id| cx.param(id));
