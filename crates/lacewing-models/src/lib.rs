@@ -20,6 +20,7 @@ mod config;
 mod error;
 mod model;
 pub mod models;
+pub mod weights;
 
 pub use config::ModelConfig;
 pub use error::{ModelError, Result};

@@ -195,6 +195,20 @@ pub struct ModelCard {
     pub recipe: Recipe,
 }
 
+impl ModelCard {
+    /// Of weights that no run of this program made.
+    pub fn new(
+        label: &str,
+        model: Value,
+        input: ModelInput,
+        structures: BTreeMap<String, Value>,
+        recipe: Recipe,
+    ) -> Self {
+        let (label, class_names) = (label.to_owned(), Vec::new());
+        Self { format: FORMAT, label, step: 0, model, input, class_names, structures, recipe }
+    }
+}
+
 impl Progress {
     /// At step 0.
     pub fn start(
@@ -420,6 +434,19 @@ impl SavedModel {
         let arrays = TensorFile::read(&file)?;
         let card = from_json(&file, arrays.metadata()?.as_bytes())?;
         Ok(Self { card, arrays })
+    }
+
+    /// As [`SavedModel::read`], but `None` for what another tool wrote.
+    ///
+    /// # Errors
+    ///
+    /// As [`SavedModel::read`], for a file of this program.
+    pub fn read_if_ours(path: &Path) -> Result<Option<Self>, CheckpointError> {
+        let file = if path.is_dir() { path.join(MODEL_FILE) } else { path.to_owned() };
+        if !file.is_file() || !file::is_ours(&file)? {
+            return Ok(None);
+        }
+        Self::read(&file).map(Some)
     }
 
     /// The index buffers of every structure.

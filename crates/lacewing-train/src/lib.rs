@@ -5,6 +5,7 @@
 
 pub mod augment;
 pub mod checkpoint;
+pub mod convert;
 pub mod data;
 mod error;
 pub mod evaluate;

@@ -15,6 +15,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Train the models of a recipe and compare them
     Train(TrainArgs),
+    /// Replace the layers of a trained model by structures, as near to them as they come
+    Convert(ConvertArgs),
     /// Evaluate trained weights: accuracy and latency
     Eval(EvalArgs),
     /// Show every layer of a model: structure, shape, parameters, density, MACs
@@ -43,7 +45,61 @@ pub(crate) struct TrainArgs {
     /// Seed of everything random (sets seed)
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// Start from the weights of a run, of a converted model or of a model.safetensors (sets init)
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "resume")]
+    pub(crate) init: Option<PathBuf>,
     /// One JSON object a line on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// A run's folder, a model.safetensors, or another tool's checkpoint: .safetensors, .pth, .pt, .pth.tar, or a folder
+    #[arg(value_name = "IN")]
+    pub(crate) input: PathBuf,
+    /// A structure by name or config, such as monarch or "{structure: monarch, blocks: 4}"; with --budget the families to
+    /// choose from (default: all)
+    #[arg(long, value_name = "STRUCTURE", num_args = 1..)]
+    pub(crate) to: Vec<String>,
+    /// A YAML list of rules: {match: PATTERN, structure: NAME, ...}
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["to", "budget", "layers"])]
+    pub(crate) rules: Option<PathBuf>,
+    /// Patterns of the layers to convert
+    #[arg(long, value_name = "PATTERN", num_args = 1.., default_values = ["blocks.*"])]
+    pub(crate) layers: Vec<String>,
+    /// What the converted layers may cost of what they cost dense: params, bytes, macs or latency
+    #[arg(long, value_name = "METRIC=FRACTION")]
+    pub(crate) budget: Option<String>,
+    /// The same share of the budget for every layer, in the one structure that --to names
+    #[arg(long, requires = "budget")]
+    pub(crate) uniform: bool,
+    /// Measure each layer's inputs on the pictures here (a path, or the name of embedded data), and keep its outputs rather
+    /// than its weights
+    #[arg(long, value_name = "DATA")]
+    pub(crate) calibrate: Option<PathBuf>,
+    /// How many pictures are measured
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) samples: usize,
+    /// Recipe whose data and augmentation go with a checkpoint of another tool (default: the checkpoint's own)
+    #[arg(long, value_name = "RECIPE")]
+    pub(crate) recipe: Option<String>,
+    /// Model of another tool's checkpoint: a name, or a config such as "{name: vit_tiny_patch16_224, n_classes: 10}"
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Leave out tensors without a place in the model, and draw parameters without a tensor
+    #[arg(long)]
+    pub(crate) allow_missing: bool,
+    /// Write the model as a dense checkpoint for other tools, zeros included
+    #[arg(long, conflicts_with_all = ["to", "rules", "budget", "calibrate"])]
+    pub(crate) dense: bool,
+    /// Folder for model.safetensors, config.json and rules.yaml
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Seed of random patterns and hashes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// One JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
 }

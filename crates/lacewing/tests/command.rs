@@ -98,6 +98,51 @@ fn training_without_a_recipe_writes_everything_and_prints_the_table() {
 }
 
 #[test]
+fn a_trained_model_is_converted_evaluated_tuned_and_exported() {
+    let folder = temporary();
+    let args = train(&["model.mlp=dense", "twin=false", "train.max_steps=3", "--out", "dense"]);
+    stdout(folder.path(), &args);
+    fn convert<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["convert", "dense", "--layers", "blocks.*.mlp.*"], more].concat()
+    }
+    let text =
+        stdout(folder.path(), &convert(&["--to", "{structure: monarch, blocks: 4}", "--out", "monarch"]));
+    assert!(text.contains("blocks.0.mlp.fc1") && text.contains("monarch blocks=4"), "{text}");
+    assert!(text.contains("2 layers: "), "{text}");
+    let budget =
+        ["--budget", "params=0.3", "--to", "low_rank", "nm", "--calibrate", "digits", "--samples", "100"];
+    let text = stdout(folder.path(), &convert(&[&budget[..], &["--out", "chosen", "--json"]].concat()));
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let layers = report["layers"].as_array().expect("a list");
+    assert!(layers.len() == 2 && layers.iter().all(|layer| layer["output_error"].is_f64()), "{text}");
+    assert!(report["logit_error"].as_f64().is_some_and(|error| error > 0.0), "{text}");
+    for name in ["model.safetensors", "config.json", "rules.yaml"] {
+        assert!(folder.path().join("chosen").join(name).is_file(), "{name}");
+    }
+    let again =
+        stdout(folder.path(), &["convert", "dense", "--rules", "chosen/rules.yaml", "--out", "again"]);
+    assert!(again.contains("2 layers: "), "{again}");
+
+    assert!(stdout(folder.path(), &["eval", "monarch"]).contains("360 test pictures"));
+    assert!(stdout(folder.path(), &["info", "monarch"]).contains("monarch blocks=4"));
+    let tuned = ["train", "--init", "monarch", "train.max_steps=1", "--out", "tuned", "data.batch_size=100"];
+    assert!(stdout(folder.path(), &tuned).contains("monarch"));
+    stdout(folder.path(), &["convert", "tuned", "--dense", "--out", "exported"]);
+    let model = "{name: vit_digits, dim: 32, depth: 1, heads: 2, mlp_ratio: 2}";
+    let back = ["convert", "exported", "--model", model, "--to", "nm", "--out", "back"];
+    assert!(stdout(folder.path(), &back).contains("nm n=2 m=4"));
+
+    let missing = failure(folder.path(), &convert(&["--to", "monarch", "--out", "dense"]), 1);
+    assert!(missing.contains("holds a model already"), "{missing}");
+    let typo =
+        failure(folder.path(), &["convert", "dense", "--layers", "block.*", "--to", "nm", "--out", "x"], 1);
+    assert!(typo.contains("`block.*` matches none"), "{typo}");
+    let budget = failure(folder.path(), &convert(&["--budget", "parms=0.5", "--out", "x"]), 1);
+    assert!(budget.contains("did you mean `params`"), "{budget}");
+    assert!(!folder.path().join("x").exists());
+}
+
+#[test]
 fn json_is_one_object_a_line() {
     let folder = temporary();
     let text = stdout(

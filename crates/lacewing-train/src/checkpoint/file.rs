@@ -4,6 +4,7 @@ use super::CheckpointError;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The one metadata key: with several their order in the file would be random, and equal runs must give equal bytes.
@@ -137,6 +138,33 @@ impl TensorFile {
         let (start, end) = info.data_offsets;
         Ok(self.bytes[self.data_at + start..self.data_at + end].as_chunks().0)
     }
+}
+
+/// Whether the file at `path` opens with a safetensors header that this program wrote. Only the header is read; a file
+/// that is none of ours, or no safetensors file at all, is for other readers to judge.
+///
+/// # Errors
+///
+/// [`CheckpointError::Read`] when the system refuses.
+pub fn is_ours(path: &Path) -> Result<bool, CheckpointError> {
+    let failed = |source| CheckpointError::Read { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let mut length = [0; 8];
+    if size < 8 {
+        return Ok(false);
+    }
+    file.read_exact(&mut length).map_err(failed)?;
+    let length = u64::from_le_bytes(length);
+    if length > size - 8 {
+        return Ok(false);
+    }
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).map_err(failed)?;
+    let header: Option<serde_json::Value> = serde_json::from_slice(&header).ok();
+    let card = header.as_ref().and_then(|header| header.get("__metadata__")?.get(METADATA_KEY)?.as_str());
+    // A dense export and a checkpoint's state carry a plain word there, a model its card.
+    Ok(card.is_some_and(|card| card.starts_with('{')))
 }
 
 /// Writes a safetensors file with `metadata` and waits until it is on disk.

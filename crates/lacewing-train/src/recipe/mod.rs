@@ -6,7 +6,7 @@
 mod read;
 
 pub use crate::data::OnBadImage;
-pub use read::{Override, RecipeError, load, merge, parse};
+pub use read::{Override, RecipeError, load, merge, parse, parse_value};
 
 use crate::augment::AugmentConfig;
 use crate::schedule::{self, Schedule};
@@ -35,6 +35,9 @@ pub struct Recipe {
     pub augment: AugmentConfig,
     /// The model: its `name`, its own settings, and structures by group and by rule.
     pub model: Map<String, Value>,
+    /// Weights to start from: a run's folder, a converted model's, or a `model.safetensors`. They bring their model; of
+    /// `model` only what does not change its layers is heard.
+    pub init: Option<PathBuf>,
     /// Also train the model with every structure made dense, and compare.
     pub twin: bool,
     /// More models to train beside: a name for each, and what it changes in `model`.
@@ -160,6 +163,7 @@ impl Default for Recipe {
             data: DataConfig::default(),
             augment: AugmentConfig::default(),
             model: Map::new(),
+            init: None,
             twin: false,
             compare: Map::new(),
             train: TrainConfig::default(),

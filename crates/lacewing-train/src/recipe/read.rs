@@ -266,6 +266,15 @@ impl Recipe {
     }
 }
 
+/// A value given as YAML (JSON is YAML too), such as a structure's config.
+///
+/// # Errors
+///
+/// [`RecipeError::Yaml`] naming `origin`.
+pub fn parse_value(origin: &str, text: &str) -> Result<Value, RecipeError> {
+    yaml(text, || origin.to_owned())
+}
+
 fn yaml(text: &str, origin: impl Fn() -> String) -> Result<Value, RecipeError> {
     serde_saphyr::from_str(text)
         .map_err(|source| RecipeError::Yaml { origin: origin(), reason: source.to_string() })

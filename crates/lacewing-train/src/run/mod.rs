@@ -13,14 +13,16 @@ pub use contender::{Contender, contenders};
 pub use event::Event;
 pub use output::{Output, config_file};
 
-use crate::checkpoint::{Progress, Saved};
+use crate::checkpoint::{Progress, Saved, SavedModel};
 use crate::data::{Dataset, Loader, LoaderOptions, OpenOptions, Position, SplitName, open};
 use crate::error::TrainError;
 use crate::evaluate::latency;
 use crate::recipe::{OptimizerName, Recipe};
 use crate::report::Row;
 use lacewing_engine::Device;
+use lacewing_models::ModelError;
 use lacewing_nn::Summary;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use steps::Job;
@@ -73,6 +75,7 @@ pub fn train(
     stop: &AtomicBool,
     listen: &mut dyn FnMut(&Event),
 ) -> Result<Finished, TrainError> {
+    let init = initial_weights(&mut recipe, start)?;
     contenders(&recipe)?;
     let device = Device::open(&recipe.device)?;
     let root = output_folder(&recipe, start)?;
@@ -111,7 +114,7 @@ pub fn train(
             rows.push(row.clone());
             continue;
         }
-        let mut trainee = Trainee::new(contender, &recipe, &device, saved.as_ref())?;
+        let mut trainee = Trainee::new(contender, &recipe, &device, saved.as_ref(), init.as_ref())?;
         let from_step = trainee.progress.step;
         output.rewind_metrics(&contender.label, from_step)?;
         let mut emit = |event: Event| -> Result<(), TrainError> {
@@ -162,6 +165,24 @@ pub fn train(
     Ok(Finished { outcome: Outcome::Finished, rows, out: root })
 }
 
+/// The weights that a new run starts from. They replace the recipe's model by their own, with the recipe's dropout, drop
+/// path and recomputation; there is nothing to compare with, so the recipe's other models are left out.
+fn initial_weights(recipe: &mut Recipe, start: Start) -> Result<Option<SavedModel>, TrainError> {
+    let Some(path) = recipe.init.clone().filter(|_| start == Start::New) else { return Ok(None) };
+    let saved = SavedModel::read(&path)?;
+    let Value::Object(mut model) = saved.card.model.clone() else {
+        return Err(ModelError::NotAConfig { got: saved.card.model.to_string() }.into());
+    };
+    for key in ["dropout", "drop_path", "recompute"] {
+        if let Some(value) = recipe.model.get(key).filter(|_| model.contains_key(key)) {
+            model.insert(key.to_owned(), value.clone());
+        }
+    }
+    recipe.model = model;
+    (recipe.twin, recipe.compare) = (false, Map::new());
+    Ok(Some(saved))
+}
+
 /// The data set of a recipe.
 ///
 /// # Errors
@@ -195,6 +216,22 @@ pub fn loaders(recipe: &Recipe, data: &Dataset) -> Result<(Loader, Loader), Trai
     let evaluation = LoaderOptions { batch_size: recipe.data.eval_batch_size, ..options.clone() };
     let train = Loader::train(data, &recipe.augment, options)?;
     Ok((train, Loader::eval(data, SplitName::Test, &recipe.augment, evaluation)?))
+}
+
+/// Batches of training pictures, shuffled but without augmentation: what a conversion measures on.
+///
+/// # Errors
+///
+/// [`TrainError::Data`].
+pub fn calibration_loader(recipe: &Recipe, data: &Dataset) -> Result<Loader, TrainError> {
+    let options = LoaderOptions {
+        batch_size: recipe.data.eval_batch_size,
+        seed: recipe.seed,
+        workers: recipe.data.workers,
+        on_bad_image: recipe.data.on_bad_image,
+        ..LoaderOptions::default()
+    };
+    Ok(Loader::sample(data, &recipe.augment, options)?)
 }
 
 /// The row of a trained model.

@@ -1,7 +1,7 @@
 //! A model being trained: everything a checkpoint holds.
 
 use super::Contender;
-use crate::checkpoint::{self, Arrays, ModelInput, Progress, Saved, unchanged};
+use crate::checkpoint::{self, Arrays, ModelInput, Progress, Saved, SavedModel, unchanged};
 use crate::error::TrainError;
 use crate::recipe::{OptimizerName, Recipe, TrainConfig};
 use lacewing_core::IndexBuffer;
@@ -27,20 +27,26 @@ pub(super) struct Trainee {
 }
 
 impl Trainee {
-    /// A fresh model, or the one `saved`.
+    /// A fresh model, the one `saved`, or one with the weights of `init`.
     pub(super) fn new(
         contender: &Contender,
         recipe: &Recipe,
         device: &Device,
         saved: Option<&Saved>,
+        init: Option<&SavedModel>,
     ) -> Result<Self, TrainError> {
         let model = contender.config.to_json();
         let dtype = recipe.dtype().engine();
-        let builder = match saved {
-            Some(saved) => ModelBuilder::restoring(device.clone(), dtype, saved.buffers()?),
-            None => ModelBuilder::new(device.clone(), dtype, recipe.seed),
+        let builder = match (saved, init) {
+            (Some(saved), _) => ModelBuilder::restoring(device.clone(), dtype, saved.buffers()?),
+            (None, Some(init)) => ModelBuilder::restoring(device.clone(), dtype, init.buffers()?),
+            (None, None) => ModelBuilder::new(device.clone(), dtype, recipe.seed),
         };
         let built = contender.config.build(builder.map_err(lacewing_models::ModelError::from)?)?;
+        if let (None, Some(init)) = (saved, init) {
+            // Before the average is made, which starts from the weights as they are.
+            init.restore(&built.params)?;
+        }
         let (image, n_classes) = (built.model.image_shape(), built.model.n_classes());
         let structures = built.summary.layers.iter().map(|layer| (layer.name.clone(), layer.config.clone()));
         let input = ModelInput { image, n_classes };

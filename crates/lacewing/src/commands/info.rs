@@ -91,11 +91,17 @@ fn weights(summary: &Summary) -> (f64, f64) {
 
 /// The structure with its settings: `monarch blocks=4`.
 fn structure(layer: &LayerInfo) -> String {
-    let settings = layer.config.as_object().into_iter().flatten();
+    settings(&layer.config)
+}
+
+/// A structure's config in a line: `monarch blocks=4`.
+pub(super) fn settings(config: &serde_json::Value) -> String {
+    let settings = config.as_object().into_iter().flatten();
     let settings =
         settings.filter(|(key, value)| *key != "structure" && !value.is_null() && **value != json!(false));
     let settings: Vec<String> = settings.map(|(key, value)| format!(" {key}={}", plain(value))).collect();
-    format!("{}{}", layer.structure, settings.concat())
+    let name = config.get("structure").unwrap_or(config);
+    format!("{}{}", name.as_str().unwrap_or_default(), settings.concat())
 }
 
 /// A value without quotes, cut where a list of places gets long.

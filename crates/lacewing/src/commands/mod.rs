@@ -1,5 +1,6 @@
 //! One file a command.
 
+mod convert;
 mod eval;
 mod info;
 mod list;
@@ -18,6 +19,7 @@ pub(crate) type CommandResult = Result<ExitCode, Box<dyn Error>>;
 pub(crate) fn run(cli: Cli) -> CommandResult {
     match cli.command {
         Command::Train(args) => train::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Info(args) => info::run(args),
         Command::List(args) => list::run(args),

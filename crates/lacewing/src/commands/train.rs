@@ -42,6 +42,7 @@ fn read(args: &TrainArgs) -> Result<(Recipe, Start), RecipeError> {
     changes.extend(args.data.as_deref().map(|path| Override::new("data.path", path_text(path))));
     changes.extend(args.device.as_deref().map(|device| Override::new("device", device)));
     changes.extend(args.seed.map(|seed| Override::new("seed", seed)));
+    changes.extend(args.init.as_deref().map(|path| Override::new("init", path_text(path))));
     let Some(folder) = &args.resume else {
         changes.extend(args.out.as_deref().map(|path| Override::new("out", path_text(path))));
         return Ok((recipes::read(named.map(String::as_str), &changes)?, Start::New));

@@ -20,6 +20,8 @@ pub(super) enum Mode {
     Train,
     /// In order; bad pictures are left out.
     Eval,
+    /// Shuffled; bad pictures are left out.
+    Sample,
 }
 
 /// Everything a batch is a function of, besides its position.
@@ -44,10 +46,10 @@ impl Maker {
         }
     }
 
-    /// The samples of an epoch: in training the Fisher–Yates shuffle with the draws of `(seed, epoch)`.
+    /// The samples of an epoch: unless all are evaluated the Fisher–Yates shuffle with the draws of `(seed, epoch)`.
     pub(super) fn order(&self, epoch: u64) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.split.len() as u32).collect();
-        if self.mode == Mode::Train {
+        if self.mode != Mode::Eval {
             let mut draws = Draws::new(Purpose::Order, self.options.seed, epoch, 0);
             for last in (1..order.len()).rev() {
                 order.swap(last, draws.below(last as u32 + 1) as usize);
@@ -109,7 +111,7 @@ impl Maker {
                 }
                 Err(error) => return Err(error),
             }
-            if self.mode == Mode::Eval {
+            if self.mode != Mode::Train {
                 return Ok(None);
             }
         }

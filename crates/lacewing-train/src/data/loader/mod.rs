@@ -119,6 +119,21 @@ impl Loader {
         Self::new(dataset, split, Mode::Eval, pipeline, LoaderOptions { drop_last: false, ..options })
     }
 
+    /// All training samples once, shuffled, without augmentation: the first of them are a fair sample even where a data
+    /// set is sorted by class.
+    ///
+    /// # Errors
+    /// As [`Loader::eval`].
+    pub fn sample(
+        dataset: &Dataset,
+        augment: &AugmentConfig,
+        options: LoaderOptions,
+    ) -> Result<Self, DataError> {
+        let pipeline = Pipeline::eval(augment, dataset.source())?;
+        let options = LoaderOptions { drop_last: false, ..options };
+        Self::new(dataset, SplitName::Train, Mode::Sample, pipeline, options)
+    }
+
     fn new(
         dataset: &Dataset,
         split: SplitName,
@@ -154,6 +169,11 @@ impl Loader {
     /// Samples of the split.
     pub fn samples(&self) -> usize {
         self.maker.split.len()
+    }
+
+    /// Samples a full batch.
+    pub fn batch_size(&self) -> usize {
+        self.maker.options.batch_size
     }
 
     /// Shape of every picture of a batch.
@@ -205,7 +225,7 @@ fn produce(
                 return;
             }
         }
-        if maker.mode == Mode::Eval {
+        if maker.mode != Mode::Train {
             return;
         }
         (epoch, first) = (epoch + 1, 0);

@@ -1,0 +1,307 @@
+//! Conversion: converted models are what their rows say, budgets hold, round trips are exact, mistakes are named.
+
+use lacewing_core::{StructureKind, structures};
+use lacewing_engine::{Cx, DType, Device, Tensor};
+use lacewing_models::ModelConfig;
+use lacewing_nn::{ModelBuilder, Rules};
+use lacewing_train::checkpoint::file::Entry;
+use lacewing_train::checkpoint::{MODEL_FILE, ModelCard, ModelInput, SavedModel, file, save_model};
+use lacewing_train::convert::{
+    Calibration, ConvertError, Converted, Metric, Plan, Source, SourceOptions, convert, write, write_dense,
+};
+use lacewing_train::evaluate::rebuild;
+use lacewing_train::recipe::{ComputeType, Override, parse};
+use lacewing_train::run::{Start, calibration_loader, open_data, train};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+fn config() -> Value {
+    json!({"name": "vit_digits", "dim": 32, "depth": 2, "heads": 2, "mlp_ratio": 2.0})
+}
+
+/// A dense model with drawn values, in `folder`.
+fn dense(folder: &Path) -> Source {
+    let read = ModelConfig::from_json(&config()).expect("a valid config");
+    let builder = ModelBuilder::new(Device::Cpu, DType::F32, 5).expect("the host");
+    let built = read.build(builder).expect("a model");
+    let input = ModelInput { image: built.model.image_shape(), n_classes: 10 };
+    let recipe = parse("tiny", "data: {name: digits, batch_size: 100}", &[]).expect("a recipe");
+    let card = ModelCard::new("dense", read.to_json(), input, Default::default(), recipe);
+    fs::create_dir_all(folder).expect("a folder");
+    save_model(&folder.join(MODEL_FILE), &card, &built.params, &built.buffers).expect("a writable folder");
+    Source::read(folder, &SourceOptions::default()).expect("what was written")
+}
+
+fn plan(to: &[Value]) -> Plan {
+    let layers = vec!["blocks.*.mlp.*".to_owned()];
+    Plan { to: to.to_vec(), rules: None, layers, budget: None, uniform: false, seed: 3 }
+}
+
+fn calibration(source: &Source) -> Calibration {
+    let recipe = source.card.as_ref().expect("a card").recipe.clone();
+    let data = open_data(&recipe).expect("the digits");
+    let loader = calibration_loader(&recipe, &data).expect("a loader");
+    Calibration::collect(source, &loader, 150).expect("digits fit the model")
+}
+
+fn logits(source: &Source) -> Vec<f32> {
+    let pixels: Vec<f32> = (0..3 * 64).map(|at| (at * 7 % 23) as f32 / 11.0 - 1.0).collect();
+    let images = Tensor::from_f32(&Device::Cpu, &pixels, &[3, 1, 8, 8]).expect("a tensor");
+    let cx = Cx::evaluation(source.built.params.clone());
+    source.built.model.forward(&cx, &images).expect("logits").value().to_f32().expect("on the host")
+}
+
+fn reread(folder: &Path) -> Source {
+    Source::read(folder, &SourceOptions::default()).expect("what was written")
+}
+
+/// The families with a size for the layers of the test model at half density.
+fn families() -> impl Iterator<Item = (&'static StructureKind, Value)> {
+    structures().filter_map(|kind| {
+        let sizes = [(32, 64), (64, 32)].map(|(n_in, n_out)| (kind.sized)(n_in, n_out, 0.5));
+        let [Some(first), Some(second)] = sizes else { return None };
+        // One config for both shapes, where the family's sizes allow it.
+        let both = lacewing_core::build(&first, 64, 32, 0, None).is_ok();
+        Some((kind, if both { first } else { second }))
+    })
+}
+
+#[test]
+fn every_family_converts_and_the_dense_export_computes_the_same() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = dense(&folder.path().join("dense"));
+    let mut converted_families = 0;
+    for (kind, config) in families() {
+        let Ok(converted) = convert(&source, &plan(std::slice::from_ref(&config)), None) else { continue };
+        assert_eq!(converted.rows.len(), 4, "{config}");
+        assert!(converted.rows.iter().all(|row| row.error.is_finite() && row.error < 1.01), "{config}");
+        let out = folder.path().join(kind.name);
+        write(&out, &source, &converted, None).expect("a writable folder");
+        let packed = reread(&out);
+        assert!(packed.built.summary.layers.iter().any(|layer| layer.structure == kind.name), "{config}");
+        // Written dense for other tools and read back, it is the same function.
+        let export = folder.path().join(format!("{}-dense", kind.name));
+        write_dense(&export, &packed).expect("no learned gate");
+        let options = SourceOptions { model: Some(self::config()), ..SourceOptions::default() };
+        let twin = Source::read(&export, &options).expect("a dense checkpoint");
+        assert!(twin.built.summary.layers.iter().all(|layer| layer.structure == "dense"));
+        let (a, b) = (logits(&packed), logits(&twin));
+        let largest = b.iter().fold(0f32, |most, v| most.max(v.abs()));
+        for (a, b) in a.iter().zip(&b) {
+            // Two orders of sums of at most a few hundred terms in a few layers.
+            assert!((a - b).abs() <= 2000.0 * f32::EPSILON * largest, "{config}: {a} is not {b}");
+        }
+        converted_families += 1;
+    }
+    assert!(converted_families >= 8, "{converted_families} families");
+}
+
+#[test]
+fn round_trips_are_exact() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = dense(&folder.path().join("dense"));
+    for config in [
+        json!({"structure": "unstructured", "density": 0.4}),
+        json!({"structure": "nm", "n": 1, "m": 4}),
+        json!({"structure": "block_sparse", "block": 4, "density": 0.5}),
+    ] {
+        let name = config["structure"].as_str().expect("a name");
+        let first = folder.path().join(name);
+        let converted = convert(&source, &plan(std::slice::from_ref(&config)), None).expect("it fits");
+        write(&first, &source, &converted, None).expect("a writable folder");
+        let packed = reread(&first);
+        let (dense, again) =
+            (folder.path().join(format!("{name}-d")), folder.path().join(format!("{name}-a")));
+        write_dense(&dense, &packed).expect("a pattern is one matrix");
+        let options = SourceOptions { model: Some(self::config()), ..SourceOptions::default() };
+        let twin = Source::read(&dense, &options).expect("a dense checkpoint");
+        let back = convert(&twin, &plan(&[config]), None).expect("it fits");
+        assert!(back.rows.iter().all(|row| row.error == 0.0), "{:?}", back.rows);
+        write(&again, &twin, &back, None).expect("a writable folder");
+        let again = reread(&again);
+        assert_eq!(again.built.buffers, packed.built.buffers);
+        let values = |source: &Source| source.built.params.flat_master().to_f32().expect("on the host");
+        assert_eq!(values(&again), values(&packed));
+    }
+}
+
+#[test]
+fn a_calibrated_projection_keeps_outputs_better() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = dense(&folder.path().join("dense"));
+    let calibration = calibration(&source);
+    for config in
+        [json!({"structure": "unstructured", "density": 0.3}), json!({"structure": "low_rank", "rank": 8})]
+    {
+        let plan = plan(&[config]);
+        let with = convert(&source, &plan, Some(&calibration)).expect("it fits");
+        let without = convert(&source, &plan, None).expect("it fits");
+        for (with, without) in with.rows.iter().zip(&without.rows) {
+            let layer = source.built.summary.layers.iter().find(|layer| layer.name == with.layer);
+            assert!(layer.is_some() && with.error >= without.error * (1.0 - 1e-9), "{with:?} {without:?}");
+        }
+        let plain = calibration.logit_error(&without.built).expect("the host");
+        assert!(with.logit_error.expect("calibrated") < plain, "{:?} is not below {plain}", with.logit_error);
+    }
+}
+
+fn spent(converted: &Converted) -> f64 {
+    let sum = |of: fn(&lacewing_train::convert::Row) -> usize| converted.rows.iter().map(of).sum::<usize>();
+    sum(|row| row.parameters) as f64 / sum(|row| row.dense_parameters) as f64
+}
+
+#[test]
+fn a_budget_is_kept_and_the_mixture_is_at_least_as_near_as_any_family_at_even_shares() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = dense(&folder.path().join("dense"));
+    let calibration = calibration(&source);
+    let names = ["monarch", "low_rank", "unstructured", "block_diagonal"];
+    let within = |names: &[&str], fraction| {
+        let to: Vec<Value> = names.iter().map(|name| json!(name)).collect();
+        let uniform = names.len() == 1;
+        let plan = Plan { budget: Some((Metric::Params, fraction)), uniform, ..plan(&to) };
+        convert(&source, &plan, Some(&calibration)).expect("a budget that can be met")
+    };
+    for fraction in [0.5, 0.25] {
+        let mixture = within(&names, fraction);
+        assert!(spent(&mixture) <= fraction, "{} of {fraction}", spent(&mixture));
+        for name in names {
+            let single = within(&[name], fraction);
+            assert!(spent(&single) <= fraction);
+            assert!(mixture.logit_error <= single.logit_error, "{name} is nearer at {fraction}");
+        }
+    }
+    // The choice can be given back as rules.
+    let mixture = within(&names, 0.5);
+    let out = folder.path().join("mixture");
+    write(&out, &source, &mixture, None).expect("a writable folder");
+    let rules = fs::read_to_string(out.join("rules.yaml")).expect("a file");
+    let rules = Rules::from_json(&lacewing_train::recipe::parse_value("rules", &rules).expect("YAML"));
+    let plan = Plan { rules: Some(rules.expect("rules")), ..plan(&[]) };
+    let again = convert(&source, &plan, Some(&calibration)).expect("the same choice");
+    assert_eq!(again.rows, mixture.rows);
+
+    let plan = Plan { budget: Some((Metric::Params, 1e-4)), ..self::plan(&[json!("low_rank")]) };
+    match convert(&source, &plan, None) {
+        Err(ConvertError::Budget { least, layers: 4, .. }) => assert!(least > 1e-4 && least < 0.1, "{least}"),
+        other => panic!("{other:?}"),
+    }
+    // The same share everywhere, and no more.
+    let even =
+        Plan { budget: Some((Metric::Params, 0.3)), uniform: true, ..self::plan(&[json!("low_rank")]) };
+    for row in convert(&source, &even, None).expect("low rank has such a size").rows {
+        let share = row.parameters as f64 / row.dense_parameters as f64;
+        assert!(share <= 0.3 && share > 0.25, "{row:?}");
+    }
+    let two = Plan { to: vec![json!("low_rank"), json!("nm")], ..even.clone() };
+    assert!(matches!(convert(&source, &two, None), Err(ConvertError::Uniform { families: 2, .. })));
+    let small = Plan { budget: Some((Metric::Params, 0.01)), ..even };
+    assert!(matches!(convert(&source, &small, None), Err(ConvertError::TooLarge { .. })));
+
+    for metric in [Metric::Bytes, Metric::Macs, Metric::Latency] {
+        let plan = Plan { budget: Some((metric, 0.9)), ..self::plan(&[json!("low_rank")]) };
+        match convert(&source, &plan, None) {
+            Ok(converted) => assert_eq!(converted.rows.len(), 4),
+            // A machine on which low rank saves no time has no such choice, and says so.
+            Err(ConvertError::Budget { .. }) if metric == Metric::Latency => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Name, shape and values of every tensor of a checkpoint.
+type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+
+#[test]
+fn mistakes_are_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = dense(&folder.path().join("dense"));
+    let fail = |plan: &Plan| convert(&source, plan, None).expect_err("a mistake").to_string();
+    let typo = Plan { layers: vec!["blocks.*.mpl.*".to_owned()], ..plan(&[json!("monarch")]) };
+    assert!(fail(&typo).contains("`blocks.*.mpl.*` matches none"), "{}", fail(&typo));
+    let rules = Rules::from_json(&json!([{"match": "block.0.*", "structure": "monarch"}])).expect("rules");
+    assert!(fail(&Plan { rules: Some(rules), ..plan(&[]) }).contains("matches none"));
+    assert!(fail(&plan(&[json!("monarch"), json!("nm")])).contains("2 structures"));
+    let error = fail(&plan(&[json!({"structure": "monarch", "blocks": 7})]));
+    assert!(error.contains("blocks.0.mlp.fc1") && error.contains("7"), "{error}");
+    let sized = Plan { budget: Some((Metric::Params, 0.5)), ..plan(&[json!({"structure": "nm", "n": 2})]) };
+    assert!(fail(&sized).contains("names only"));
+
+    // A dense checkpoint of another tool, damaged in several ways.
+    let path = folder.path().join("theirs.safetensors");
+    let options = SourceOptions { model: Some(config()), ..SourceOptions::default() };
+    let params = &source.built.params;
+    let damaged = |damage: &dyn Fn(&mut Tensors), options: &SourceOptions| {
+        let mut tensors: Tensors = params
+            .ids()
+            .zip(params.infos())
+            .map(|(id, info)| {
+                let values = params.master(id).to_f32().expect("on the host");
+                (info.name.clone(), info.shape.clone(), values)
+            })
+            .collect();
+        damage(&mut tensors);
+        let entries: Vec<Entry> =
+            tensors.into_iter().map(|(name, shape, values)| Entry::f32(name, &shape, &values)).collect();
+        file::write(&path, &entries, "dense").expect("a writable folder");
+        Source::read(&path, options)
+    };
+    assert!(damaged(&|_| {}, &options).is_ok());
+    let message = |damage: &dyn Fn(&mut Tensors)| damaged(damage, &options).expect_err("damaged").to_string();
+    let nan = message(&|tensors| tensors[3].2[2] = f32::NAN);
+    assert!(nan.contains("NaN at position 2"), "{nan}");
+    let unknown = message(&|tensors| tensors.push(("extra.weight".to_owned(), vec![1], vec![0.0])));
+    assert!(unknown.contains("`extra.weight`") && unknown.contains("--allow-missing"), "{unknown}");
+    let missing = message(&|tensors| tensors.retain(|tensor| tensor.0 != "head.bias"));
+    assert!(missing.contains("`head.bias`"), "{missing}");
+    let shape = message(&|tensors| {
+        let head = tensors.iter_mut().find(|tensor| tensor.0 == "head.weight").expect("a head");
+        head.1 = vec![20, 16];
+    });
+    assert!(
+        shape.contains("`head.weight`") && shape.contains("[10, 32]") && shape.contains("[20, 16]"),
+        "{shape}"
+    );
+    let lenient = SourceOptions { allow_missing: true, ..options.clone() };
+    let read = damaged(&|tensors| tensors.retain(|tensor| tensor.0 != "head.bias"), &lenient);
+    assert!(read.is_ok());
+    assert!(matches!(Source::read(&path, &SourceOptions::default()), Err(ConvertError::NoModel { .. })));
+    assert!(matches!(
+        Source::read(&folder.path().join("dense"), &options),
+        Err(ConvertError::KnownModel { .. })
+    ));
+}
+
+#[test]
+fn training_starts_from_a_converted_model() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = dense(&folder.path().join("dense"));
+    let config = json!({"structure": "unstructured", "density": 0.3});
+    let converted = convert(&source, &plan(&[config]), None).expect("it fits");
+    let out = folder.path().join("converted");
+    write(&out, &source, &converted, None).expect("a writable folder");
+
+    // The recipe's own model is another; the weights bring theirs.
+    let changes = [
+        Override::new("init", out.display().to_string()),
+        Override::new("out", folder.path().join("run").display().to_string()),
+    ];
+    let text = "data: {name: digits, batch_size: 100}\nmodel: {name: vit_digits, mlp: monarch, dropout: 0.1}\n\
+                twin: true\ntrain: {max_steps: 2, epochs: 1, lr: 1e-6, weight_decay: 0, warmup_epochs: 0}";
+    let recipe = parse("tune", text, &changes).expect("a recipe");
+    let finished =
+        train(recipe, Start::New, &AtomicBool::new(false), &mut |_| {}).expect("it trains two steps");
+    assert_eq!(finished.rows.len(), 1);
+    let tuned = SavedModel::read(&folder.path().join("run")).expect("weights");
+    assert_eq!(tuned.buffers().expect("indices"), converted.built.buffers);
+    let built = rebuild(&tuned, &Device::Cpu, ComputeType::F32).expect("it is whole");
+    let read =
+        |built: &lacewing_models::BuiltModel| built.params.flat_master().to_f32().expect("on the host");
+    let (before, after) = (read(&converted.built), read(&built));
+    assert_ne!(before, after);
+    // Two steps of AdamW at 1e-6 move no value by more than that each.
+    let moved = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(moved < 1e-5, "{moved}");
+}
