@@ -20,6 +20,10 @@ pub(super) fn choose(
     source: &Source,
     calibration: Option<&Calibration>,
 ) -> Result<Vec<Vec<Candidate>>, ConvertError> {
+    if let Some(at) = choices.iter().position(Vec::is_empty) {
+        let Layer { name, n_in, n_out, .. } = &layers[at];
+        return Err(ConvertError::NoSize { layer: name.clone(), n_in: *n_in, n_out: *n_out });
+    }
     let dense_each = dense_costs(layers, metric)?;
     let dense: u64 = dense_each.iter().sum();
     let budget = fraction * dense as f64;

@@ -180,6 +180,16 @@ pub enum ConvertError {
         /// The share asked for.
         fraction: f64,
     },
+    /// No family that was named has a size for a layer.
+    #[error("layer `{layer}` [{n_out}, {n_in}]: none of the structures has a size that fits its shape")]
+    NoSize {
+        /// The layer.
+        layer: String,
+        /// Length of one row of input.
+        n_in: usize,
+        /// Length of one row of output.
+        n_out: usize,
+    },
     /// A projection that left the range of f32.
     #[error("layer `{layer}`: the projection onto `{structure}` gave values that f32 does not hold")]
     Diverged {
