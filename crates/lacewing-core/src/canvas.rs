@@ -8,8 +8,9 @@ use std::ops::Range;
 use serde_json::Value;
 
 use crate::config::{Key, Options};
+use crate::pattern::merged;
 use crate::registry::MAX_SIZE;
-use crate::{Counts, Init, ParamSpec, Pattern, PatternKind, Problem, Rng, StructureError};
+use crate::{Pattern, Problem, StructureError};
 
 pub(crate) const WINDOW: Key = Key::new("window", "side of a window, in rows of the canvas", "6");
 pub(crate) const STRIPES: Key = Key::new("stripes", "how many stripes on either side of the diagonal", "3");
@@ -57,12 +58,10 @@ impl Canvas {
 /// For every offset P and every i = 0, window, 2·window, … below min, with `at(j) = ⌊j·d⌋` and
 /// `end(j) = ⌊j·d + step·d·window⌋`: rows `[P + i, P + i + height)` by columns `[at(i), end(i))`, and rows
 /// `[i, i + height)` by columns `[at(i + P), end(i + P))`, clipped at the edges. Then every `block` that holds a
-/// weight is filled, and the first `n_global` rows and columns are. `repeat` such masks lie one below the other.
+/// weight is filled, and the first `n_global` rows and columns are. Rows beyond the canvas repeat it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Stripes {
-    /// Of one repetition.
     pub(crate) canvas: Canvas,
-    pub(crate) repeat: usize,
     pub(crate) window: usize,
     pub(crate) height: usize,
     pub(crate) step: usize,
@@ -248,81 +247,11 @@ impl Tiles {
                     .collect(),
             )
         };
-        let pattern = place(structure, problem, (n_out, n_in), block, row)?;
+        let pattern = Pattern::of_rows(structure, problem, (n_out, n_in), block, row)?;
         if tiles.len() != kept {
             let what = "the number of saved tiles";
             return Err(StructureError::FactorShape { structure, what, expected: kept, got: tiles.len() });
         }
         Ok(pattern)
     }
-}
-
-/// The same columns in ranges apart from each other, ascending.
-pub(crate) fn merged(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
-    ranges.retain(|range| range.start < range.end);
-    ranges.sort_unstable_by_key(|range| range.start);
-    ranges.dedup_by(|next, last| {
-        let touches = next.start <= last.end;
-        if touches {
-            last.end = last.end.max(next.end);
-        }
-        touches
-    });
-    ranges
-}
-
-/// The pattern of `W [n_out_ext, n_in_ext]` that keeps the columns `row(r)` in row r, as whole `block`s of which `row`
-/// is asked for the first rows.
-///
-/// A saved pattern must be the same. It is compared as the places come, so nothing larger than it is built.
-pub(crate) fn place(
-    structure: &'static str,
-    problem: &Problem<'_>,
-    (n_out_ext, n_in_ext): (usize, usize),
-    block: (usize, usize),
-    row: impl Fn(usize) -> Vec<Range<usize>>,
-) -> Result<Pattern, StructureError> {
-    let (n_out, n_in) = problem.shape();
-    let kind = if block == (1, 1) { PatternKind::Unstructured } else { PatternKind::Block };
-    let positions = Vec::new();
-    let mut pattern = Pattern { n_out, n_in, n_out_ext, n_in_ext, block, positions, kind };
-    let saved = Pattern::saved_positions(structure, problem, pattern.grid())?;
-    for block_row in 0..pattern.grid().0 {
-        let cols = row(block_row * block.0).into_iter().flat_map(|r| r.start / block.1..r.end / block.1);
-        for place in cols.map(|col| (block_row as u32, col as u32)) {
-            let at = pattern.nnz();
-            if let Some(saved) = saved.as_ref().filter(|saved| saved.get(at) != Some(&place)) {
-                let got = saved.get(at).copied();
-                return Err(StructureError::PatternDiffers { structure, at, expected: Some(place), got });
-            }
-            pattern.positions.push(place);
-        }
-    }
-    if let Some(&got) = saved.as_ref().and_then(|saved| saved.get(pattern.nnz())) {
-        let (at, got) = (pattern.nnz(), Some(got));
-        return Err(StructureError::PatternDiffers { structure, at, expected: None, got });
-    }
-    Ok(pattern)
-}
-
-/// The one parameter of a mask: `weight [nnz]`, or `[nnz, rows, cols]` in blocks.
-pub(crate) fn params(pattern: &Pattern) -> Vec<ParamSpec> {
-    let (rows, cols) = pattern.block;
-    let shape = [pattern.nnz(), rows, cols];
-    vec![ParamSpec::new("weight", if pattern.block == (1, 1) { &shape[..1] } else { &shape })]
-}
-
-/// A dense draw over √density, the density of the whole mask and not of each row.
-pub(crate) fn init(pattern: &Pattern, init: Init, rng: &mut Rng) -> Vec<Vec<f32>> {
-    let (n_out, n_in, len) = (pattern.n_out, pattern.n_in, pattern.values_len());
-    let scale = (n_out as f64 * n_in as f64 / len as f64).sqrt();
-    let mut values = init.draw(n_out, n_in, len, rng);
-    values.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
-    vec![values]
-}
-
-/// Values, one column a block, one start a block row.
-pub(crate) fn counts(pattern: &Pattern) -> Counts {
-    let parameters = pattern.values_len();
-    Counts { parameters, bytes: 4 * (parameters + pattern.nnz() + pattern.grid().0 + 1), macs: parameters }
 }

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod auto_chain;
+mod butterfly;
 mod canvas;
 pub mod chains;
 mod config;
@@ -28,6 +29,7 @@ mod form;
 mod fourier;
 mod init;
 mod mask;
+mod masked;
 mod mersenne;
 mod pattern;
 pub mod patterns;

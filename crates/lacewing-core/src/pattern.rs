@@ -2,6 +2,8 @@
 //!
 //! Cost of a product with one row: `values_len()` multiply-adds; the index costs 4 bytes a block and a row.
 
+use std::ops::Range;
+
 use crate::{IndexBuffer, Init, Problem, Rng, StructureError};
 
 /// Values at chosen places of `W [n_out_ext, n_in_ext]`; inputs beyond `n_in` are zero, outputs beyond `n_out` dropped.
@@ -212,6 +214,54 @@ impl Pattern {
         }
         Ok(Some(positions))
     }
+
+    /// The pattern of `W [n_out_ext, n_in_ext]` that keeps the columns `row(r)` in row r, as whole `block`s of
+    /// which `row` is asked for the first rows.
+    ///
+    /// A saved pattern must be the same. It is compared as the places come, so nothing larger than it is built.
+    pub(crate) fn of_rows(
+        structure: &'static str,
+        problem: &Problem<'_>,
+        (n_out_ext, n_in_ext): (usize, usize),
+        block: (usize, usize),
+        row: impl Fn(usize) -> Vec<Range<usize>>,
+    ) -> Result<Self, StructureError> {
+        let (n_out, n_in) = problem.shape();
+        let kind = if block == (1, 1) { PatternKind::Unstructured } else { PatternKind::Block };
+        let positions = Vec::new();
+        let mut pattern = Self { n_out, n_in, n_out_ext, n_in_ext, block, positions, kind };
+        let saved = Self::saved_positions(structure, problem, pattern.grid())?;
+        for block_row in 0..pattern.grid().0 {
+            let cols = row(block_row * block.0).into_iter().flat_map(|r| r.start / block.1..r.end / block.1);
+            for place in cols.map(|col| (block_row as u32, col as u32)) {
+                let at = pattern.nnz();
+                if let Some(saved) = saved.as_ref().filter(|saved| saved.get(at) != Some(&place)) {
+                    let got = saved.get(at).copied();
+                    return Err(StructureError::PatternDiffers { structure, at, expected: Some(place), got });
+                }
+                pattern.positions.push(place);
+            }
+        }
+        if let Some(&got) = saved.as_ref().and_then(|saved| saved.get(pattern.nnz())) {
+            let (at, got) = (pattern.nnz(), Some(got));
+            return Err(StructureError::PatternDiffers { structure, at, expected: None, got });
+        }
+        Ok(pattern)
+    }
+}
+
+/// The same columns in ranges apart from each other, ascending.
+pub(crate) fn merged(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.retain(|range| range.start < range.end);
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, last| {
+        let touches = next.start <= last.end;
+        if touches {
+            last.end = last.end.max(next.end);
+        }
+        touches
+    });
+    ranges
 }
 
 /// Prefix sums of how often each of `0..n` occurs.

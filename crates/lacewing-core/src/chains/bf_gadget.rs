@@ -6,7 +6,8 @@
 use lacewing_linalg::{matmul, transposed};
 use serde_json::{Value, json};
 
-use super::butterfly::{check_sizes, orthogonal};
+use super::butterfly::orthogonal;
+use crate::butterfly::check_sizes;
 use crate::config::{Key, Options};
 use crate::init::uniform;
 use crate::registry::first_within;

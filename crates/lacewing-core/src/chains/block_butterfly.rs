@@ -5,13 +5,12 @@
 
 use serde_json::{Value, json};
 
-use super::butterfly::{BLOCKS, INCREASING, MAX_BLOCKS, check_sizes, replicate, strides, twiddles};
+use crate::butterfly::{
+    BLOCKS, ButterflyFactors, ButterflyProduct, ButterflyShape, INCREASING, MAX_BLOCKS, check_sizes,
+};
 use crate::config::{Key, Options};
 use crate::registry::first_within;
-use crate::structure::check_params;
-use crate::{
-    Built, Chain, Counts, Form, Init, Link, ParamSpec, Problem, Rng, Structure, StructureError, StructureKind,
-};
+use crate::{Built, Problem, Rng, Structure, StructureError, StructureKind};
 
 const NAME: &str = "block_butterfly";
 
@@ -56,13 +55,7 @@ pub struct BlockButterflyConfig {
 /// `2·β + j` of matrix t: within a matrix the index of the pair runs fastest, which lets a plain transposition
 /// bring the two vectors of a pair together. A tensor `[stacks, blocks, log₂ n, n/2, 2, 2, b, b]` becomes these
 /// parameters by taking one factor at a time and moving its axes `(i, j, α, β)` to `(α, i, β, j)`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BlockButterfly {
-    config: BlockButterflyConfig,
-    chain: Chain,
-    n: usize,
-    stacks: usize,
-}
+pub type BlockButterfly = ButterflyProduct<BlockButterflyConfig>;
 
 fn build(options: &Options, problem: &Problem<'_>) -> Built {
     problem.saved(NAME, [])?;
@@ -85,6 +78,25 @@ fn samples() -> Vec<Box<dyn Structure>> {
         .into()
 }
 
+impl ButterflyFactors for BlockButterflyConfig {
+    const NAME: &'static str = NAME;
+
+    fn shape(&self) -> ButterflyShape {
+        ButterflyShape { side: self.block, blocks: self.blocks, increasing: self.increasing }
+    }
+
+    /// N(0, 1 / 2b), which keeps the variance from factor to factor.
+    fn draw(&self, twiddle: &mut [f32], rng: &mut Rng) {
+        let std = (0.5 / self.block as f64).sqrt();
+        twiddle.fill_with(|| (rng.normal() * std) as f32);
+    }
+
+    fn to_config(&self) -> Value {
+        let Self { block, blocks, increasing } = self;
+        json!({"structure": NAME, "block": block, "blocks": blocks, "increasing": increasing})
+    }
+}
+
 impl BlockButterfly {
     /// A block butterfly for a layer `[n_out, n_in]`.
     ///
@@ -93,133 +105,14 @@ impl BlockButterfly {
     /// [`StructureError::OutOfRange`] for a `block` or `blocks` outside its range; [`StructureError::Size`] for a
     /// size of 0 or above 2²⁴, and for several stacks of more than 2²² outputs together.
     pub fn new(config: BlockButterflyConfig, n_out: usize, n_in: usize) -> Result<Self, StructureError> {
-        let BlockButterflyConfig { block, blocks, increasing } = config;
+        let BlockButterflyConfig { block, blocks, .. } = config;
         check_sizes(NAME, blocks, n_out, n_in)?;
         let most = n_in.min(MAX_BLOCK);
         if !(1..=most).contains(&block) {
             let (got, high) = (block as f64, most as f64);
             return Err(StructureError::OutOfRange { structure: NAME, key: "block", got, low: 1.0, high });
         }
-        let n = n_in.div_ceil(block).next_power_of_two().max(2);
-        let stacks = n_out.div_ceil(n * block);
-        let mut links = replicate(NAME, n * block, stacks)?;
-        for (param, stride) in strides(n, blocks, increasing).enumerate() {
-            let groups = stacks * (n / (2 * stride));
-            if block == 1 {
-                links.push(Link::strided(param, groups, stride, 2, 2));
-                continue;
-            }
-            // The stride of a link is between numbers, here it is between vectors: bring each pair together first.
-            let (side, pairs) = (2 * block, stride * block);
-            links.push(Link::Transpose { batch: groups, rows: 2, cols: pairs });
-            links.push(Link::blocks(param, groups * stride, side, side));
-            links.push(Link::Transpose { batch: groups, rows: pairs, cols: 2 });
-        }
-        let chain =
-            Chain { n_in, n_in_ext: n * block, n_out_ext: stacks * n * block, n_out, links }.checked();
-        Ok(Self { config, chain, n, stacks })
-    }
-
-    /// Side of the matrices, blocks and first direction.
-    pub fn settings(&self) -> BlockButterflyConfig {
-        self.config
-    }
-
-    /// Vectors that one stack reads and writes, a power of two.
-    pub fn n(&self) -> usize {
-        self.n
-    }
-
-    /// Independent butterflies side by side.
-    pub fn stacks(&self) -> usize {
-        self.stacks
-    }
-}
-
-impl Structure for BlockButterfly {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn n_in(&self) -> usize {
-        self.chain.n_in
-    }
-
-    fn n_out(&self) -> usize {
-        self.chain.n_out
-    }
-
-    fn params(&self) -> Vec<ParamSpec> {
-        let side = 2 * self.config.block;
-        twiddles(self.config.blocks, self.n.trailing_zeros(), &[self.stacks, self.n / 2, side, side])
-    }
-
-    fn form(&self) -> Form<'_> {
-        Form::Chain(&self.chain)
-    }
-
-    /// N(0, 1 / 2b), which keeps the variance from factor to factor, whatever a model asks for.
-    fn init(&self, init: Init, rng: &mut Rng) -> Vec<Vec<f32>> {
-        let std = (0.5 / self.config.block as f64).sqrt();
-        let mut values: Vec<Vec<f32>> = Vec::new();
-        for spec in self.params() {
-            values.push((0..spec.count()).map(|_| (rng.normal() * std) as f32).collect());
-        }
-        if let (Init::Zeros, Some(last)) = (init, values.last_mut()) {
-            last.fill(0.0);
-        }
-        values
-    }
-
-    fn takes_model_init(&self) -> bool {
-        false
-    }
-
-    fn bias_bound(&self) -> f64 {
-        1.0 / (self.n_in() as f64).sqrt()
-    }
-
-    /// The product of all factors, row by row: row `(o, α)` comes from the vectors `o` without and with the bit s.
-    fn to_dense(&self, params: &[&[f64]]) -> Option<Vec<f64>> {
-        check_params(&self.params(), params);
-        let BlockButterflyConfig { block, blocks, increasing } = self.config;
-        let (n, n_in, n_out) = (self.n, self.n_in(), self.n_out());
-        let (width, matrix) = (n * block, 4 * block * block);
-        let mut dense = Vec::with_capacity(n_out * n_in);
-        for stack in 0..self.stacks {
-            let mut product = vec![0.0; width * n_in];
-            (0..n_in).for_each(|i| product[i * n_in + i] = 1.0);
-            for (values, bit) in params.iter().zip(strides(n, blocks, increasing)) {
-                let before = std::mem::replace(&mut product, vec![0.0; width * n_in]);
-                for (at, row) in product.chunks_exact_mut(n_in).enumerate() {
-                    let (o, alpha) = (at / block, at % block);
-                    let number = (o & !(2 * bit - 1)) / 2 + (o & (bit - 1));
-                    let t = &values[(stack * n / 2 + number) * matrix..][..matrix];
-                    let t = &t[(2 * alpha + usize::from(o & bit != 0)) * 2 * block..][..2 * block];
-                    for (column, t) in t.iter().enumerate() {
-                        let from = if column % 2 == 0 { o & !bit } else { o | bit } * block + column / 2;
-                        for (y, x) in row.iter_mut().zip(&before[from * n_in..]) {
-                            *y += t * x;
-                        }
-                    }
-                }
-            }
-            let rows = width.min(n_out - stack * width);
-            dense.extend_from_slice(&product[..rows * n_in]);
-        }
-        Some(dense)
-    }
-
-    fn counts(&self) -> Counts {
-        let BlockButterflyConfig { block, blocks, .. } = self.config;
-        let factor = 2 * self.n * block * block;
-        let parameters = self.stacks * blocks * self.n.trailing_zeros() as usize * factor;
-        Counts { parameters, bytes: 4 * parameters, macs: parameters }
-    }
-
-    fn config(&self) -> Value {
-        let BlockButterflyConfig { block, blocks, increasing } = self.config;
-        json!({"structure": NAME, "block": block, "blocks": blocks, "increasing": increasing})
+        Self::stacked(config, n_out, n_in)
     }
 }
 
@@ -229,6 +122,7 @@ mod tests {
 
     use super::*;
     use crate::chains::{Butterfly, ButterflyConfig};
+    use crate::{Chain, Form, Init, ParamSpec};
 
     fn slices(params: &[Vec<f64>]) -> Vec<&[f64]> {
         params.iter().map(Vec::as_slice).collect()
@@ -241,7 +135,7 @@ mod tests {
             let block = BlockButterfly::new(config, n_out, n_in).unwrap();
             let config = ButterflyConfig { blocks, increasing, ..ButterflyConfig::default() };
             let scalar = Butterfly::new(config, n_out, n_in).unwrap();
-            assert_eq!(block.chain, *chain_of(&scalar));
+            assert_eq!(chain_of(&block), chain_of(&scalar));
             let params: Vec<Vec<f64>> = block
                 .params()
                 .iter()
@@ -288,7 +182,7 @@ mod tests {
 
     #[test]
     fn products_match_the_naive_definition() {
-        for b in [2, 4, 6] {
+        for b in [1, 2, 4, 6] {
             for levels in [3, 4] {
                 for (blocks, increasing) in [(1, true), (1, false), (2, true), (3, false)] {
                     let n = 1usize << levels;

@@ -8,26 +8,15 @@ use std::f64::consts::{FRAC_1_SQRT_2, TAU};
 
 use serde_json::{Value, json};
 
-use crate::config::{Key, Options};
-use crate::registry::{MAX_SIZE, first_within};
-use crate::structure::check_params;
-use crate::{
-    Built, Chain, Counts, Form, Gather, Init, Link, ParamSpec, Problem, Rng, Structure, StructureError,
-    StructureKind,
+use crate::butterfly::{
+    BLOCKS, ButterflyFactors, ButterflyProduct, ButterflyShape, INCREASING, MAX_BLOCKS, check_sizes,
 };
+use crate::config::{Key, Options};
+use crate::registry::first_within;
+use crate::structure::check_params;
+use crate::{Built, Problem, Rng, Structure, StructureError, StructureKind};
 
 const NAME: &str = "butterfly";
-
-/// The greatest number of blocks, of log₂ n factors each.
-pub(super) const MAX_BLOCKS: usize = 64;
-
-/// The greatest width of several stacks: the input is copied once for each by an explicit map of that length.
-const MAX_STACKED: usize = 1 << 22;
-
-pub(super) const BLOCKS: Key =
-    Key::new("blocks", "butterflies one after the other, 1 to 64; the direction flips after each", "1");
-pub(super) const INCREASING: Key =
-    Key::new("increasing", "whether the strides of the first block grow: 1, 2, 4, …", "true");
 
 /// The row of the table.
 pub(super) static KIND: StructureKind = StructureKind {
@@ -80,13 +69,7 @@ pub struct ButterflyConfig {
 ///
 /// There are `⌈n_out / n⌉` independent stacks of such products, each on the whole input padded with zeros to n;
 /// their outputs follow one another and are cut to `n_out`. Parameters are `twiddle.b.f [stacks, n/2, 2, 2]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Butterfly {
-    config: ButterflyConfig,
-    chain: Chain,
-    n: usize,
-    stacks: usize,
-}
+pub type Butterfly = ButterflyProduct<ButterflyConfig>;
 
 fn build(options: &Options, problem: &Problem<'_>) -> Built {
     problem.saved(NAME, [])?;
@@ -114,64 +97,11 @@ fn samples() -> Vec<Box<dyn Structure>> {
         .into()
 }
 
-/// Strides of all factors in the order they are applied.
-pub(super) fn strides(n: usize, blocks: usize, increasing: bool) -> impl Iterator<Item = usize> {
-    let levels = n.trailing_zeros();
-    (0..blocks).flat_map(move |block| {
-        let grows = increasing == (block % 2 == 0);
-        (0..levels).map(move |factor| 1 << if grows { factor } else { levels - 1 - factor })
-    })
-}
-
-/// Parameters of a butterfly whose factors have this shape. Twiddles are not decayed: the norm of the map is a
-/// product of theirs, and decay would shrink it once for each factor.
-pub(super) fn twiddles(blocks: usize, levels: u32, shape: &[usize]) -> Vec<ParamSpec> {
-    let name = |at: u32| format!("twiddle.{}.{}", at / levels, at % levels);
-    let spec = |at| ParamSpec { name: name(at), shape: shape.to_vec(), decay: false };
-    (0..blocks as u32 * levels).map(spec).collect()
-}
-
-/// Copies `width` inputs once for each of several stacks; nothing for one.
-pub(super) fn replicate(
-    structure: &'static str,
-    width: usize,
-    stacks: usize,
-) -> Result<Vec<Link>, StructureError> {
-    if stacks == 1 {
-        return Ok(Vec::new());
-    }
-    let got = width.saturating_mul(stacks);
-    if got > MAX_STACKED {
-        let size_name = "n_out, padded to whole stacks,";
-        return Err(StructureError::Size { structure, size_name, got, max: MAX_STACKED });
-    }
-    Ok(vec![Link::Gather(Gather::new(width, got, 1, |o, _| Some((o % width, false))))])
-}
-
 /// A random rotation or reflection, row-major: `[[d·cos θ, −d·sin θ], [sin θ, cos θ]]` with θ uniform, d = ±1.
 pub(super) fn orthogonal(rng: &mut Rng) -> [f64; 4] {
     let (sin, cos) = rng.uniform(0.0, TAU).sin_cos();
     let sign = if rng.below(2) == 0 { 1.0 } else { -1.0 };
     [sign * cos, -sign * sin, sin, cos]
-}
-
-/// Checks the number of blocks and the sizes of a layer.
-pub(super) fn check_sizes(
-    structure: &'static str,
-    blocks: usize,
-    n_out: usize,
-    n_in: usize,
-) -> Result<(), StructureError> {
-    for (size_name, got) in [("n_in", n_in), ("n_out", n_out)] {
-        if !(1..=MAX_SIZE).contains(&got) {
-            return Err(StructureError::Size { structure, size_name, got, max: MAX_SIZE });
-        }
-    }
-    if !(1..=MAX_BLOCKS).contains(&blocks) {
-        let (got, high) = (blocks as f64, MAX_BLOCKS as f64);
-        return Err(StructureError::OutOfRange { structure, key: "blocks", got, low: 1.0, high });
-    }
-    Ok(())
 }
 
 impl ButterflyInit {
@@ -200,6 +130,23 @@ impl Default for ButterflyConfig {
     }
 }
 
+impl ButterflyFactors for ButterflyConfig {
+    const NAME: &'static str = NAME;
+
+    fn shape(&self) -> ButterflyShape {
+        ButterflyShape { side: 1, blocks: self.blocks, increasing: self.increasing }
+    }
+
+    fn draw(&self, twiddle: &mut [f32], rng: &mut Rng) {
+        twiddle.copy_from_slice(&self.init.draw(rng).map(|value| value as f32));
+    }
+
+    fn to_config(&self) -> Value {
+        let Self { blocks, increasing, init } = self;
+        json!({"structure": NAME, "blocks": blocks, "increasing": increasing, "init": init.name()})
+    }
+}
+
 impl Butterfly {
     /// A butterfly for a layer `[n_out, n_in]`.
     ///
@@ -209,29 +156,7 @@ impl Butterfly {
     /// above 2²⁴, and for several stacks of more than 2²² outputs together.
     pub fn new(config: ButterflyConfig, n_out: usize, n_in: usize) -> Result<Self, StructureError> {
         check_sizes(NAME, config.blocks, n_out, n_in)?;
-        let n = n_in.next_power_of_two().max(2);
-        let stacks = n_out.div_ceil(n);
-        let mut links = replicate(NAME, n, stacks)?;
-        for (param, stride) in strides(n, config.blocks, config.increasing).enumerate() {
-            links.push(Link::strided(param, stacks * (n / (2 * stride)), stride, 2, 2));
-        }
-        let chain = Chain { n_in, n_in_ext: n, n_out_ext: stacks * n, n_out, links }.checked();
-        Ok(Self { config, chain, n, stacks })
-    }
-
-    /// Blocks, first direction and first values.
-    pub fn settings(&self) -> ButterflyConfig {
-        self.config
-    }
-
-    /// Inputs and outputs of one stack, a power of two.
-    pub fn n(&self) -> usize {
-        self.n
-    }
-
-    /// Independent butterflies side by side.
-    pub fn stacks(&self) -> usize {
-        self.stacks
+        Self::stacked(config, n_out, n_in)
     }
 
     /// The butterfly that computes `Wᵀ`, and its parameters.
@@ -250,96 +175,16 @@ impl Butterfly {
     pub fn transposed(&self, params: &[&[f64]]) -> Result<(Self, Vec<Vec<f64>>), StructureError> {
         check_params(&self.params(), params);
         let got = self.n_out().next_power_of_two().max(2);
-        if got != self.n {
+        if got != self.n() {
             let what = "n_out of a butterfly to transpose, padded to a power of two,";
-            return Err(StructureError::FactorShape { structure: NAME, what, expected: self.n, got });
+            return Err(StructureError::FactorShape { structure: NAME, what, expected: self.n(), got });
         }
-        let ButterflyConfig { blocks, increasing, .. } = self.config;
+        let ButterflyConfig { blocks, increasing, .. } = self.settings();
         let last_increasing = increasing == (blocks % 2 == 1);
-        let config = ButterflyConfig { increasing: !last_increasing, ..self.config };
+        let config = ButterflyConfig { increasing: !last_increasing, ..self.settings() };
         let flip = |values: &&[f64]| values.chunks_exact(4).flat_map(|t| [t[0], t[2], t[1], t[3]]).collect();
         let params = params.iter().rev().map(flip).collect();
         Ok((Self::new(config, self.n_in(), self.n_out())?, params))
-    }
-}
-
-impl Structure for Butterfly {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn n_in(&self) -> usize {
-        self.chain.n_in
-    }
-
-    fn n_out(&self) -> usize {
-        self.chain.n_out
-    }
-
-    fn params(&self) -> Vec<ParamSpec> {
-        twiddles(self.config.blocks, self.n.trailing_zeros(), &[self.stacks, self.n / 2, 2, 2])
-    }
-
-    fn form(&self) -> Form<'_> {
-        Form::Chain(&self.chain)
-    }
-
-    /// By `init`, whatever a model asks for: a product is not a draw of its dense matrix.
-    fn init(&self, init: Init, rng: &mut Rng) -> Vec<Vec<f32>> {
-        let factors = self.config.blocks * self.n.trailing_zeros() as usize;
-        let mut values: Vec<Vec<f32>> = Vec::with_capacity(factors);
-        for _ in 0..factors {
-            let blocks = (0..self.stacks * self.n / 2).flat_map(|_| self.config.init.draw(rng));
-            values.push(blocks.map(|value| value as f32).collect());
-        }
-        if let (Init::Zeros, Some(last)) = (init, values.last_mut()) {
-            last.fill(0.0);
-        }
-        values
-    }
-
-    fn takes_model_init(&self) -> bool {
-        false
-    }
-
-    fn bias_bound(&self) -> f64 {
-        1.0 / (self.n_in() as f64).sqrt()
-    }
-
-    /// The product of all factors, row by row: a factor of stride s makes row `o` out of the two rows that differ
-    /// from it in nothing but the bit s, by row `bit(o)` of the block whose number is `o` without that bit.
-    fn to_dense(&self, params: &[&[f64]]) -> Option<Vec<f64>> {
-        check_params(&self.params(), params);
-        let (n, n_in, n_out) = (self.n, self.n_in(), self.n_out());
-        let mut dense = Vec::with_capacity(n_out * n_in);
-        for stack in 0..self.stacks {
-            let mut product = vec![0.0; n * n_in];
-            (0..n_in).for_each(|i| product[i * n_in + i] = 1.0);
-            for (values, bit) in params.iter().zip(strides(n, self.config.blocks, self.config.increasing)) {
-                let before = std::mem::replace(&mut product, vec![0.0; n * n_in]);
-                for (o, row) in product.chunks_exact_mut(n_in).enumerate() {
-                    let number = (o & !(2 * bit - 1)) / 2 + (o & (bit - 1));
-                    let t = &values[stack * 2 * n + 4 * number + 2 * usize::from(o & bit != 0)..][..2];
-                    let (low, high) = (&before[(o & !bit) * n_in..], &before[(o | bit) * n_in..]);
-                    for ((y, low), high) in row.iter_mut().zip(low).zip(high) {
-                        *y = t[0] * low + t[1] * high;
-                    }
-                }
-            }
-            let rows = n.min(n_out - stack * n);
-            dense.extend_from_slice(&product[..rows * n_in]);
-        }
-        Some(dense)
-    }
-
-    fn counts(&self) -> Counts {
-        let parameters = self.stacks * self.config.blocks * 2 * self.n * self.n.trailing_zeros() as usize;
-        Counts { parameters, bytes: 4 * parameters, macs: parameters }
-    }
-
-    fn config(&self) -> Value {
-        let ButterflyConfig { blocks, increasing, init } = self.config;
-        json!({"structure": NAME, "blocks": blocks, "increasing": increasing, "init": init.name()})
     }
 }
 
@@ -348,6 +193,7 @@ mod tests {
     use lacewing_testkit::{UNIT_F32, UNIT_F64, assert_near, gamma_of, uniform_f64};
 
     use super::*;
+    use crate::{Form, Init};
 
     fn square(n: usize, blocks: usize, increasing: bool) -> Butterfly {
         Butterfly::new(ButterflyConfig { blocks, increasing, ..ButterflyConfig::default() }, n, n).unwrap()

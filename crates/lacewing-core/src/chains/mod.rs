@@ -1,6 +1,7 @@
 //! Chains: products of block-diagonal factors and stride permutations. One file a chain, one row here.
 
 use crate::StructureKind;
+pub use crate::butterfly::ButterflyProduct;
 
 mod bf_gadget;
 mod block_butterfly;

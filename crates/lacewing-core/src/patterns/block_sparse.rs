@@ -4,17 +4,14 @@
 
 use std::ops::Range;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::canvas;
 use crate::config::{Key, Options, PAD};
 use crate::mask::{Mask, choices, keep_largest, places_kept, weight_to_rank};
+use crate::masked::{FanIn, Masked};
+use crate::pattern::merged;
 use crate::registry::{MAX_SIZE, first_within};
-use crate::structure::check_params;
-use crate::{
-    Built, Counts, Form, IndexBuffer, Init, ParamSpec, Pattern, PatternKind, Problem, Rng, Structure,
-    StructureError, StructureKind,
-};
+use crate::{Built, Pattern, PatternKind, Problem, Rng, Structure, StructureError, StructureKind};
 
 const NAME: &str = "block_sparse";
 
@@ -50,16 +47,6 @@ pub(super) static KIND: StructureKind = StructureKind {
     },
 };
 
-/// `y = W x` with W stored in blocks; parameter `weight [nnz, rows, cols]`, blocks in row-major order of the grid.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BlockSparse {
-    pattern: Pattern,
-    mask: &'static str,
-    share: Share,
-    global_size: usize,
-    pad: bool,
-}
-
 /// How many blocks are kept, as the config says it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Share {
@@ -70,8 +57,59 @@ enum Share {
     Parts(usize),
 }
 
+/// `y = W x` with W stored in blocks; parameter `weight [nnz, rows, cols]`, blocks in row-major order of the grid.
 fn build(options: &Options, problem: &Problem<'_>) -> Built {
-    Ok(Box::new(BlockSparse::read(options, problem)?))
+    let value = options.required("block")?;
+    let block = match value.as_array().map(Vec::as_slice) {
+        Some([rows, cols]) => {
+            (options.size_of("block", rows, 1, MAX_SIZE)?, options.size_of("block", cols, 1, MAX_SIZE)?)
+        }
+        Some(_) => return Err(options.wrong("block", "a whole number or [rows, cols]", &value)),
+        None => {
+            let size = options.size("block", 1, MAX_SIZE)?;
+            (size, size)
+        }
+    };
+    let (n_out, n_in) = problem.shape();
+    let (n_out_ext, n_in_ext) = options.padded((n_out, n_in), block, "the block")?;
+    let (positions, kind) = (Vec::new(), PatternKind::Block);
+    let mut pattern = Pattern { n_out, n_in, n_out_ext, n_in_ext, block, positions, kind };
+    let global_size = options.size("global_size", 0, n_in.min(n_out))?;
+    let pad = options.flag("pad")?;
+    let (mask, share) = if options.required("mask")? == json!("diagonal") {
+        let share = Share::parts(options, problem)?;
+        let row = |row| diagonal_row(row, share, global_size, &pattern);
+        pattern.positions = Pattern::of_rows(NAME, problem, (n_out_ext, n_in_ext), block, row)?.positions;
+        ("diagonal", share)
+    } else {
+        let (n_rows, n_cols) = pattern.grid();
+        let mask = Mask::read(options, problem, (n_rows, n_cols)).map_err(|error| match error {
+            StructureError::WrongType { structure, key, got, .. } => {
+                let expected = "`random`, `magnitude`, `diagonal` or a list of [row, col]";
+                StructureError::WrongType { structure, key, expected, got }
+            }
+            error => error,
+        })?;
+        let share = Share::read(options, &mask, n_rows * n_cols)?;
+        if matches!(share, Share::Blocks(_)) && global_size > 0 {
+            // A number of blocks says how many there are in all.
+            return Err(StructureError::Conflict { structure: NAME, key: "blocks", other: "global_size" });
+        }
+        let name = mask.name();
+        pattern.positions = places(mask, share, global_size, problem, &pattern)?;
+        (name, share)
+    };
+    let mut config = json!({"structure": NAME, "block": [block.0, block.1]});
+    match share {
+        Share::Density(density) => config["density"] = json!(density),
+        Share::Blocks(blocks) => config["blocks"] = json!(blocks),
+        Share::Parts(parts) => config["parts"] = json!(parts),
+        Share::Listed => {}
+    }
+    config["mask"] = json!(mask);
+    config["global_size"] = json!(global_size);
+    config["pad"] = json!(pad);
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Row, config }))
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {
@@ -113,92 +151,38 @@ pub fn balanced_blocks(n_rows: usize, n_cols: usize, count: usize, rng: &mut Rng
     blocks
 }
 
-impl BlockSparse {
-    fn read(options: &Options, problem: &Problem<'_>) -> Result<Self, StructureError> {
-        let value = options.required("block")?;
-        let block = match value.as_array().map(Vec::as_slice) {
-            Some([rows, cols]) => {
-                (options.size_of("block", rows, 1, MAX_SIZE)?, options.size_of("block", cols, 1, MAX_SIZE)?)
-            }
-            Some(_) => return Err(options.wrong("block", "a whole number or [rows, cols]", &value)),
-            None => {
-                let size = options.size("block", 1, MAX_SIZE)?;
-                (size, size)
-            }
-        };
-        let (n_out, n_in) = problem.shape();
-        let (n_out_ext, n_in_ext) = options.padded((n_out, n_in), block, "the block")?;
-        let mut pattern = Pattern {
-            n_out,
-            n_in,
-            n_out_ext,
-            n_in_ext,
-            block,
-            positions: Vec::new(),
-            kind: PatternKind::Block,
-        };
-        let (n_rows, n_cols) = pattern.grid();
-        let global_size = options.size("global_size", 0, n_in.min(n_out))?;
-        let pad = options.flag("pad")?;
-        if options.required("mask")? == json!("diagonal") {
-            let (share, mask) = (Share::parts(options, problem)?, "diagonal");
-            let row = |row| diagonal_row(row, share, global_size, &pattern);
-            let positions = canvas::place(NAME, problem, (n_out_ext, n_in_ext), block, row)?.positions;
-            return Ok(Self { pattern: Pattern { positions, ..pattern }, mask, share, global_size, pad });
+/// The saved blocks, of which there must be as many as `share` and `global_size` say, or else those chosen.
+fn places(
+    mask: Mask,
+    share: Share,
+    global_size: usize,
+    problem: &Problem<'_>,
+    pattern: &Pattern,
+) -> Result<Vec<(u32, u32)>, StructureError> {
+    let ((n_rows, n_cols), (rows, cols)) = (pattern.grid(), pattern.block);
+    let (global_rows, global_cols) = (global_size.div_ceil(rows), global_size.div_ceil(cols));
+    let is_global = |&(row, col): &(u32, u32)| (row as usize) < global_rows || (col as usize) < global_cols;
+    let Some(saved) = Pattern::saved_positions(NAME, problem, (n_rows, n_cols))? else {
+        let mut places = choose(mask, share, problem, pattern)?;
+        if global_size > 0 {
+            places.retain(|place| !is_global(place));
+            let all = (0..n_rows as u32).flat_map(|row| (0..n_cols as u32).map(move |col| (row, col)));
+            places.extend(all.filter(is_global));
+            places.sort_unstable();
         }
-        let mask = Mask::read(options, problem, (n_rows, n_cols)).map_err(|error| match error {
-            StructureError::WrongType { structure, key, got, .. } => {
-                let expected = "`random`, `magnitude`, `diagonal` or a list of [row, col]";
-                StructureError::WrongType { structure, key, expected, got }
-            }
-            error => error,
-        })?;
-        let share = Share::read(options, &mask, n_rows * n_cols)?;
-        if matches!(share, Share::Blocks(_)) && global_size > 0 {
-            // A number of blocks says how many there are in all.
-            return Err(StructureError::Conflict { structure: NAME, key: "blocks", other: "global_size" });
+        return Ok(places);
+    };
+    let n_global = global_rows * n_cols + global_cols * (n_rows - global_rows);
+    let got = saved.iter().filter(|place| is_global(place)).count();
+    for (what, expected, got) in [
+        ("the number of saved blocks", share.exact().unwrap_or(saved.len()), saved.len()),
+        ("the number of saved blocks in global_size", n_global, if global_size > 0 { got } else { 0 }),
+    ] {
+        if expected != got {
+            return Err(StructureError::FactorShape { structure: NAME, what, expected, got });
         }
-        let name = mask.name();
-        let (global_rows, global_cols) = (global_size.div_ceil(block.0), global_size.div_ceil(block.1));
-        let is_global =
-            |&(row, col): &(u32, u32)| (row as usize) < global_rows || (col as usize) < global_cols;
-        let n_global = global_rows * n_cols + global_cols * (n_rows - global_rows);
-        pattern.positions = match Pattern::saved_positions(NAME, problem, (n_rows, n_cols))? {
-            Some(saved) => {
-                let got = saved.iter().filter(|place| is_global(place)).count();
-                for (what, expected, got) in [
-                    ("the number of saved blocks", share.exact().unwrap_or(saved.len()), saved.len()),
-                    (
-                        "the number of saved blocks in global_size",
-                        n_global,
-                        if global_size > 0 { got } else { 0 },
-                    ),
-                ] {
-                    if expected != got {
-                        return Err(StructureError::FactorShape { structure: NAME, what, expected, got });
-                    }
-                }
-                saved
-            }
-            None => {
-                let mut places = choose(mask, share, problem, &pattern)?;
-                if global_size > 0 {
-                    places.retain(|place| !is_global(place));
-                    let all =
-                        (0..n_rows as u32).flat_map(|row| (0..n_cols as u32).map(move |col| (row, col)));
-                    places.extend(all.filter(is_global));
-                    places.sort_unstable();
-                }
-                places
-            }
-        };
-        Ok(Self { pattern, mask: name, share, global_size, pad })
     }
-
-    /// Where the blocks sit.
-    pub fn pattern(&self) -> &Pattern {
-        &self.pattern
-    }
+    Ok(saved)
 }
 
 /// Columns of the blocks kept in the row of blocks that starts at `row`.
@@ -211,7 +195,7 @@ fn diagonal_row(row: usize, share: Share, global_size: usize, pattern: &Pattern)
     let (height, width) = (pattern.n_out / parts, pattern.n_in / parts);
     let last = (row + rows).min(pattern.n_out) - 1;
     let kept = [0..global_size, row / height * width..(last / height + 1) * width];
-    canvas::merged(kept.map(|kept| kept.start / cols * cols..kept.end.next_multiple_of(cols)).into())
+    merged(kept.map(|kept| kept.start / cols * cols..kept.end.next_multiple_of(cols)).into())
 }
 
 impl Share {
@@ -305,92 +289,12 @@ fn choose(
     })
 }
 
-/// `W` of blocks: the definition that block patterns share.
-pub(super) fn blocks_to_dense(pattern: &Pattern, values: &[f64]) -> Vec<f64> {
-    let (rows, cols) = pattern.block;
-    let mut dense = vec![0.0; pattern.n_out * pattern.n_in];
-    for (t, &(block_row, block_col)) in pattern.positions.iter().enumerate() {
-        for i in 0..rows {
-            for j in 0..cols {
-                let (row, col) = (block_row as usize * rows + i, block_col as usize * cols + j);
-                if row < pattern.n_out && col < pattern.n_in {
-                    dense[row * pattern.n_in + col] = values[t * rows * cols + i * cols + j];
-                }
-            }
-        }
-    }
-    dense
-}
-
-/// Counts that block patterns share: values, one column a block, one start a block row.
-pub(super) fn block_counts(pattern: &Pattern) -> Counts {
-    let parameters = pattern.values_len();
-    Counts { parameters, bytes: 4 * (parameters + pattern.nnz() + pattern.grid().0 + 1), macs: parameters }
-}
-
-impl Structure for BlockSparse {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn n_in(&self) -> usize {
-        self.pattern.n_in
-    }
-
-    fn n_out(&self) -> usize {
-        self.pattern.n_out
-    }
-
-    fn params(&self) -> Vec<ParamSpec> {
-        let (rows, cols) = self.pattern.block;
-        vec![ParamSpec::new("weight", &[self.pattern.nnz(), rows, cols])]
-    }
-
-    fn form(&self) -> Form<'_> {
-        Form::Pattern(&self.pattern)
-    }
-
-    fn init(&self, init: Init, rng: &mut Rng) -> Vec<Vec<f32>> {
-        vec![self.pattern.init(init, rng)]
-    }
-
-    fn bias_bound(&self) -> f64 {
-        1.0 / (self.pattern.n_in_ext as f64).sqrt()
-    }
-
-    /// `W[r_t · rows + i, c_t · cols + j] = weight[t, i, j]`, 0 elsewhere.
-    fn to_dense(&self, params: &[&[f64]]) -> Option<Vec<f64>> {
-        check_params(&self.params(), params);
-        Some(blocks_to_dense(&self.pattern, params[0]))
-    }
-
-    fn counts(&self) -> Counts {
-        block_counts(&self.pattern)
-    }
-
-    fn config(&self) -> Value {
-        let (rows, cols) = self.pattern.block;
-        let mut config = json!({"structure": NAME, "block": [rows, cols]});
-        match self.share {
-            Share::Density(density) => config["density"] = json!(density),
-            Share::Blocks(blocks) => config["blocks"] = json!(blocks),
-            Share::Parts(parts) => config["parts"] = json!(parts),
-            Share::Listed => {}
-        }
-        config["mask"] = json!(self.mask);
-        config["global_size"] = json!(self.global_size);
-        config["pad"] = json!(self.pad);
-        config
-    }
-
-    fn buffers(&self) -> Vec<IndexBuffer> {
-        self.pattern.buffers()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+    use crate::{Form, Init};
 
     fn pattern_of(built: &dyn Structure) -> &Pattern {
         let Form::Pattern(pattern) = built.form() else { panic!("not a pattern") };

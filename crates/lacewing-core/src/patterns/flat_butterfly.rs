@@ -2,16 +2,12 @@
 //!
 //! Cost of a row: as block-sparse with about (n_factors + 1) / butterfly_size of all tiles.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::block_sparse::{block_counts, blocks_to_dense};
 use crate::config::{Key, Options, PAD};
+use crate::masked::{FanIn, Masked};
 use crate::registry::first_within;
-use crate::structure::check_params;
-use crate::{
-    Built, Counts, Form, IndexBuffer, Init, ParamSpec, Pattern, PatternKind, Problem, Rng, Structure,
-    StructureError, StructureKind,
-};
+use crate::{Built, Pattern, PatternKind, Problem, Structure, StructureError, StructureKind};
 
 const NAME: &str = "flat_butterfly";
 pub(crate) const MAX_BUTTERFLY: usize = 1 << 12;
@@ -142,16 +138,43 @@ impl Butterfly {
     }
 }
 
-/// `y = W x` with W stored in the tiles of a [`Butterfly`]; parameter `weight [nnz, block, block]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FlatButterfly {
-    butterfly: Butterfly,
-    pattern: Pattern,
-    pad: bool,
+fn build(options: &Options, problem: &Problem<'_>) -> Built {
+    Ok(Box::new(flat_butterfly(options, problem)?))
 }
 
-fn build(options: &Options, problem: &Problem<'_>) -> Built {
-    Ok(Box::new(FlatButterfly::read(options, problem)?))
+/// `y = W x` with W stored in the tiles of a [`Butterfly`]; parameter `weight [nnz, block, block]`.
+///
+/// Reads the keys of a flat butterfly; `options` may have more.
+pub(crate) fn flat_butterfly(options: &Options, problem: &Problem<'_>) -> Result<Masked, StructureError> {
+    let structure = options.structure();
+    let butterfly_size = options.size("butterfly_size", 2, MAX_BUTTERFLY)?;
+    if !butterfly_size.is_power_of_two() {
+        let key = "butterfly_size";
+        return Err(StructureError::NotAPowerOfTwo { structure, key, got: butterfly_size });
+    }
+    let n_factors = options.size("n_factors", 1, butterfly_size.trailing_zeros() as usize)?;
+    let block = options.size("block", 1, MAX_BLOCK)?;
+    let divisor = Butterfly::divisor(block, butterfly_size);
+    let (n_out_ext, n_in_ext) = options.padded(problem.shape(), (divisor, divisor), DIVISOR)?;
+    let global_size = options.size("global_size", 0, n_out_ext.min(n_in_ext))?;
+    let shuffle = options.flag("shuffle")?;
+    let butterfly = Butterfly { butterfly_size, n_factors, block, global_size, shuffle };
+    let row = |row| {
+        let tiles = butterfly.tile_row(row / block, n_out_ext, n_in_ext).into_iter();
+        tiles.map(|col| col as usize * block..(col as usize + 1) * block).collect()
+    };
+    let pattern = Pattern::of_rows(structure, problem, (n_out_ext, n_in_ext), (block, block), row)?;
+    let pattern = Pattern { kind: PatternKind::Block, ..pattern };
+    let config = json!({
+        "structure": NAME,
+        "butterfly_size": butterfly_size,
+        "n_factors": n_factors,
+        "block": block,
+        "global_size": global_size,
+        "shuffle": shuffle,
+        "pad": options.flag("pad")?,
+    });
+    Ok(Masked { name: NAME, pattern, fan_in: FanIn::Row, config })
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {
@@ -163,124 +186,10 @@ fn samples() -> Vec<Box<dyn Structure>> {
         .into()
 }
 
-impl FlatButterfly {
-    /// Reads the keys of a flat butterfly; `options` may have more.
-    pub(crate) fn read(options: &Options, problem: &Problem<'_>) -> Result<Self, StructureError> {
-        let structure = options.structure();
-        let butterfly_size = options.size("butterfly_size", 2, MAX_BUTTERFLY)?;
-        if !butterfly_size.is_power_of_two() {
-            let key = "butterfly_size";
-            return Err(StructureError::NotAPowerOfTwo { structure, key, got: butterfly_size });
-        }
-        let n_factors = options.size("n_factors", 1, butterfly_size.trailing_zeros() as usize)?;
-        let block = options.size("block", 1, MAX_BLOCK)?;
-        let divisor = Butterfly::divisor(block, butterfly_size);
-        let (n_out, n_in) = problem.shape();
-        let (n_out_ext, n_in_ext) = options.padded((n_out, n_in), (divisor, divisor), DIVISOR)?;
-        let global_size = options.size("global_size", 0, n_out_ext.min(n_in_ext))?;
-        let shuffle = options.flag("shuffle")?;
-        let butterfly = Butterfly { butterfly_size, n_factors, block, global_size, shuffle };
-        let mut pattern = Pattern {
-            n_out,
-            n_in,
-            n_out_ext,
-            n_in_ext,
-            block: (block, block),
-            positions: Vec::new(),
-            kind: PatternKind::Block,
-        };
-        let saved = Pattern::saved_positions(structure, problem, pattern.grid())?;
-        // Row by row, so that a file cannot make us build more than it holds.
-        for tile_row in 0..pattern.grid().0 {
-            for col in butterfly.tile_row(tile_row, n_out_ext, n_in_ext) {
-                let at = pattern.nnz();
-                let place = (tile_row as u32, col);
-                if let Some(saved) = saved.as_ref().filter(|saved| saved.get(at) != Some(&place)) {
-                    let got = saved.get(at).copied();
-                    return Err(StructureError::PatternDiffers { structure, at, expected: Some(place), got });
-                }
-                pattern.positions.push(place);
-            }
-        }
-        if let Some(&got) = saved.as_ref().and_then(|saved| saved.get(pattern.nnz())) {
-            let (at, got) = (pattern.nnz(), Some(got));
-            return Err(StructureError::PatternDiffers { structure, at, expected: None, got });
-        }
-        Ok(Self { butterfly, pattern, pad: options.flag("pad")? })
-    }
-
-    /// What defines the mask.
-    pub fn butterfly(&self) -> &Butterfly {
-        &self.butterfly
-    }
-
-    /// Where the tiles sit.
-    pub fn pattern(&self) -> &Pattern {
-        &self.pattern
-    }
-}
-
-impl Structure for FlatButterfly {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn n_in(&self) -> usize {
-        self.pattern.n_in
-    }
-
-    fn n_out(&self) -> usize {
-        self.pattern.n_out
-    }
-
-    fn params(&self) -> Vec<ParamSpec> {
-        let block = self.butterfly.block;
-        vec![ParamSpec::new("weight", &[self.pattern.nnz(), block, block])]
-    }
-
-    fn form(&self) -> Form<'_> {
-        Form::Pattern(&self.pattern)
-    }
-
-    fn init(&self, init: Init, rng: &mut Rng) -> Vec<Vec<f32>> {
-        vec![self.pattern.init(init, rng)]
-    }
-
-    fn bias_bound(&self) -> f64 {
-        1.0 / (self.pattern.n_in_ext as f64).sqrt()
-    }
-
-    /// `W[r_t · b + i, c_t · b + j] = weight[t, i, j]`, 0 elsewhere.
-    fn to_dense(&self, params: &[&[f64]]) -> Option<Vec<f64>> {
-        check_params(&self.params(), params);
-        Some(blocks_to_dense(&self.pattern, params[0]))
-    }
-
-    fn counts(&self) -> Counts {
-        block_counts(&self.pattern)
-    }
-
-    fn config(&self) -> Value {
-        let Butterfly { butterfly_size, n_factors, block, global_size, shuffle } = self.butterfly;
-        json!({
-            "structure": NAME,
-            "butterfly_size": butterfly_size,
-            "n_factors": n_factors,
-            "block": block,
-            "global_size": global_size,
-            "shuffle": shuffle,
-            "pad": self.pad,
-        })
-    }
-
-    fn buffers(&self) -> Vec<IndexBuffer> {
-        self.pattern.buffers()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Form;
 
     fn base(butterfly_size: usize, n_factors: usize, shuffle: bool) -> Vec<String> {
         let butterfly = Butterfly { butterfly_size, n_factors, block: 1, global_size: 0, shuffle };

@@ -11,17 +11,12 @@ mod stripe_butterfly;
 mod top_k_tiles;
 mod unstructured;
 
-pub use block_sparse::{BlockSparse, balanced_blocks};
+pub use block_sparse::balanced_blocks;
+pub use flat_butterfly::Butterfly;
 pub(crate) use flat_butterfly::{
-    BLOCK, BUTTERFLY_SIZE, DIVISOR, GLOBAL_SIZE, MAX_BLOCK, MAX_BUTTERFLY, N_FACTORS, SHUFFLE,
+    BLOCK, BUTTERFLY_SIZE, DIVISOR, GLOBAL_SIZE, MAX_BLOCK, MAX_BUTTERFLY, N_FACTORS, SHUFFLE, flat_butterfly,
 };
-pub use flat_butterfly::{Butterfly, FlatButterfly};
-pub use ninja_turtle::NinjaTurtle;
 pub use nm::{Nm, keep_in_group};
-pub use random_tiles::RandomTiles;
-pub use stripe_butterfly::StripeButterfly;
-pub use top_k_tiles::TopKTiles;
-pub use unstructured::Unstructured;
 
 /// Every pattern.
 pub static TABLE: &[&StructureKind] = &[

@@ -3,17 +3,13 @@
 //! Cost of a row: as unstructured, or as block-sparse where `block` divides the layer. `repeat` lays the mask
 //! several times below itself, for queries, keys and values in one layer.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::block_sparse::blocks_to_dense;
-use crate::canvas::{self, Canvas, ROUND, STEP, STRIPES, StripeOptions, Stripes, WINDOW};
+use crate::canvas::{Canvas, ROUND, STEP, STRIPES, StripeOptions, Stripes, WINDOW};
 use crate::config::{Key, Options};
+use crate::masked::{FanIn, Masked};
 use crate::registry::first_within;
-use crate::structure::check_params;
-use crate::{
-    Built, Counts, Form, IndexBuffer, Init, ParamSpec, Pattern, Problem, Rng, Structure, StructureError,
-    StructureKind,
-};
+use crate::{Built, Pattern, Problem, Structure, StructureError, StructureKind};
 
 const NAME: &str = "ninja_turtle";
 
@@ -46,13 +42,6 @@ pub(super) static KIND: StructureKind = StructureKind {
 /// `repeat` the outputs are cut in that many parts, each with the same mask.
 ///
 /// Parameter `weight [nnz]`, or `[nnz, rows, cols]` where filled blocks make up the mask, as they stand in W.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NinjaTurtle {
-    pattern: Pattern,
-    stripes: Stripes,
-    n_stripes: usize,
-}
-
 fn build(options: &Options, problem: &Problem<'_>) -> Built {
     let StripeOptions { window, stripes: n_stripes, step, block } = StripeOptions::read(options)?;
     let (size, n_in) = problem.shape();
@@ -81,7 +70,6 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
     let stride = canvas.min().isqrt();
     let stripes = Stripes {
         canvas,
-        repeat,
         window,
         height: window.saturating_mul(step),
         step,
@@ -94,8 +82,17 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
         block,
         n_global,
     };
-    let pattern = canvas::place(NAME, problem, problem.shape(), stripes.tile(), |row| stripes.row(row))?;
-    Ok(Box::new(NinjaTurtle { pattern, stripes, n_stripes }))
+    let pattern = Pattern::of_rows(NAME, problem, problem.shape(), stripes.tile(), |row| stripes.row(row))?;
+    let config = json!({
+        "structure": NAME,
+        "window": window,
+        "stripes": n_stripes,
+        "step": step,
+        "global_size": n_global,
+        "block": [block.0, block.1],
+        "repeat": repeat,
+    });
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, config }))
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {
@@ -106,69 +103,4 @@ fn samples() -> Vec<Box<dyn Structure>> {
     [(&small, 7, 5), (&wide, 9, 13), (&whole, 8, 18), (&ragged, 7, 10), (&small, 1, 1)]
         .map(|(config, n_in, n_out)| crate::build(config, n_in, n_out, 0, None).expect("valid sample"))
         .into()
-}
-
-impl NinjaTurtle {
-    /// Where the values sit.
-    pub fn pattern(&self) -> &Pattern {
-        &self.pattern
-    }
-}
-
-impl Structure for NinjaTurtle {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn n_in(&self) -> usize {
-        self.pattern.n_in
-    }
-
-    fn n_out(&self) -> usize {
-        self.pattern.n_out
-    }
-
-    fn params(&self) -> Vec<ParamSpec> {
-        canvas::params(&self.pattern)
-    }
-
-    fn form(&self) -> Form<'_> {
-        Form::Pattern(&self.pattern)
-    }
-
-    /// A dense draw over √density.
-    fn init(&self, init: Init, rng: &mut Rng) -> Vec<Vec<f32>> {
-        canvas::init(&self.pattern, init, rng)
-    }
-
-    fn bias_bound(&self) -> f64 {
-        1.0 / (self.n_in() as f64).sqrt()
-    }
-
-    /// `W[r_t · rows + i, c_t · cols + j] = weight[t, i, j]`, 0 elsewhere.
-    fn to_dense(&self, params: &[&[f64]]) -> Option<Vec<f64>> {
-        check_params(&self.params(), params);
-        Some(blocks_to_dense(&self.pattern, params[0]))
-    }
-
-    fn counts(&self) -> Counts {
-        canvas::counts(&self.pattern)
-    }
-
-    fn config(&self) -> Value {
-        let Stripes { window, step, block, n_global, repeat, .. } = self.stripes;
-        json!({
-            "structure": NAME,
-            "window": window,
-            "stripes": self.n_stripes,
-            "step": step,
-            "global_size": n_global,
-            "block": [block.0, block.1],
-            "repeat": repeat,
-        })
-    }
-
-    fn buffers(&self) -> Vec<IndexBuffer> {
-        self.pattern.buffers()
-    }
 }

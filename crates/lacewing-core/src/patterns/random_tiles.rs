@@ -2,17 +2,14 @@
 //!
 //! Cost of a row: `density` of dense; as block-sparse where the tiles divide the layer, else as unstructured.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::block_sparse::blocks_to_dense;
-use crate::canvas::{self, Canvas, SHARE, Tiles, WINDOW};
+use crate::canvas::{Canvas, SHARE, Tiles, WINDOW};
 use crate::config::Options;
 use crate::mask::choices;
+use crate::masked::{FanIn, Masked};
 use crate::registry::{MAX_SIZE, first_within};
-use crate::structure::check_params;
-use crate::{
-    Built, Counts, Form, IndexBuffer, Init, ParamSpec, Pattern, Problem, Rng, Structure, StructureKind,
-};
+use crate::{Built, Problem, Structure, StructureKind};
 
 const NAME: &str = "random_tiles";
 
@@ -38,13 +35,6 @@ pub(super) static KIND: StructureKind = StructureKind {
 /// canvas may belong to no tile.
 ///
 /// Parameter `weight [nnz]`, or `[nnz, rows, cols]` where tiles divide the layer; the tile as it stands in W.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RandomTiles {
-    pattern: Pattern,
-    window: usize,
-    density: f64,
-}
-
 fn build(options: &Options, problem: &Problem<'_>) -> Built {
     let window = options.size("window", 1, MAX_SIZE)?;
     let density = options.number("density", 0.0, 1.0)?;
@@ -57,7 +47,8 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
         let numbers = choices(problem).sample(tiles.count() as u64, kept);
         numbers.into_iter().map(|number| tiles.at(number as usize)).collect()
     })?;
-    Ok(Box::new(RandomTiles { pattern, window, density }))
+    let config = json!({"structure": NAME, "window": window, "density": density});
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, config }))
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {
@@ -67,60 +58,4 @@ fn samples() -> Vec<Box<dyn Structure>> {
     [(&whole, 12, 6), (&ragged, 5, 11), (&ragged, 17, 7), (&single, 7, 7), (&single, 1, 1)]
         .map(|(config, n_in, n_out)| crate::build(config, n_in, n_out, 1, None).expect("valid sample"))
         .into()
-}
-
-impl RandomTiles {
-    /// Where the values sit.
-    pub fn pattern(&self) -> &Pattern {
-        &self.pattern
-    }
-}
-
-impl Structure for RandomTiles {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn n_in(&self) -> usize {
-        self.pattern.n_in
-    }
-
-    fn n_out(&self) -> usize {
-        self.pattern.n_out
-    }
-
-    fn params(&self) -> Vec<ParamSpec> {
-        canvas::params(&self.pattern)
-    }
-
-    fn form(&self) -> Form<'_> {
-        Form::Pattern(&self.pattern)
-    }
-
-    /// A dense draw over √density.
-    fn init(&self, init: Init, rng: &mut Rng) -> Vec<Vec<f32>> {
-        canvas::init(&self.pattern, init, rng)
-    }
-
-    fn bias_bound(&self) -> f64 {
-        1.0 / (self.n_in() as f64).sqrt()
-    }
-
-    /// `W[r_t · rows + i, c_t · cols + j] = weight[t, i, j]`, 0 elsewhere.
-    fn to_dense(&self, params: &[&[f64]]) -> Option<Vec<f64>> {
-        check_params(&self.params(), params);
-        Some(blocks_to_dense(&self.pattern, params[0]))
-    }
-
-    fn counts(&self) -> Counts {
-        canvas::counts(&self.pattern)
-    }
-
-    fn config(&self) -> Value {
-        json!({"structure": NAME, "window": self.window, "density": self.density})
-    }
-
-    fn buffers(&self) -> Vec<IndexBuffer> {
-        self.pattern.buffers()
-    }
 }

@@ -3,16 +3,13 @@
 //! Cost of a row: as unstructured, or as block-sparse where `block` divides the layer. About
 //! `(2 · stripes − 1) · window · step / min(n_in, n_out)` of dense.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::block_sparse::blocks_to_dense;
-use crate::canvas::{self, Canvas, ROUND, STEP, STRIPES, StripeOptions, Stripes, WINDOW};
+use crate::canvas::{Canvas, ROUND, STEP, STRIPES, StripeOptions, Stripes, WINDOW};
 use crate::config::{Key, Options};
+use crate::masked::{FanIn, Masked};
 use crate::registry::first_within;
-use crate::structure::check_params;
-use crate::{
-    Built, Counts, Form, IndexBuffer, Init, ParamSpec, Pattern, Problem, Rng, Structure, StructureKind,
-};
+use crate::{Built, Pattern, Problem, Structure, StructureKind};
 
 const NAME: &str = "stripe_butterfly";
 
@@ -43,13 +40,6 @@ pub(super) static KIND: StructureKind = StructureKind {
 /// `global_size` rows and columns. Rows may stay empty where d is rounded up far.
 ///
 /// Parameter `weight [nnz]`, or `[nnz, rows, cols]` where filled blocks make up the mask, as they stand in W.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StripeButterfly {
-    pattern: Pattern,
-    stripes: Stripes,
-    n_stripes: usize,
-}
-
 fn build(options: &Options, problem: &Problem<'_>) -> Built {
     let StripeOptions { window, stripes: n_stripes, step, block } = StripeOptions::read(options)?;
     let (n_out, n_in) = problem.shape();
@@ -58,7 +48,6 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
     let stride = canvas.min().isqrt();
     let stripes = Stripes {
         canvas,
-        repeat: 1,
         window,
         height: window,
         step,
@@ -68,8 +57,16 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
         block,
         n_global,
     };
-    let pattern = canvas::place(NAME, problem, problem.shape(), stripes.tile(), |row| stripes.row(row))?;
-    Ok(Box::new(StripeButterfly { pattern, stripes, n_stripes }))
+    let pattern = Pattern::of_rows(NAME, problem, problem.shape(), stripes.tile(), |row| stripes.row(row))?;
+    let config = json!({
+        "structure": NAME,
+        "window": window,
+        "stripes": n_stripes,
+        "step": step,
+        "global_size": n_global,
+        "block": [block.0, block.1],
+    });
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, config }))
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {
@@ -80,68 +77,4 @@ fn samples() -> Vec<Box<dyn Structure>> {
     [(&small, 7, 5), (&global, 5, 11), (&whole, 6, 12), (&ragged, 13, 5), (&small, 1, 1)]
         .map(|(config, n_in, n_out)| crate::build(config, n_in, n_out, 0, None).expect("valid sample"))
         .into()
-}
-
-impl StripeButterfly {
-    /// Where the values sit.
-    pub fn pattern(&self) -> &Pattern {
-        &self.pattern
-    }
-}
-
-impl Structure for StripeButterfly {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn n_in(&self) -> usize {
-        self.pattern.n_in
-    }
-
-    fn n_out(&self) -> usize {
-        self.pattern.n_out
-    }
-
-    fn params(&self) -> Vec<ParamSpec> {
-        canvas::params(&self.pattern)
-    }
-
-    fn form(&self) -> Form<'_> {
-        Form::Pattern(&self.pattern)
-    }
-
-    /// A dense draw over √density.
-    fn init(&self, init: Init, rng: &mut Rng) -> Vec<Vec<f32>> {
-        canvas::init(&self.pattern, init, rng)
-    }
-
-    fn bias_bound(&self) -> f64 {
-        1.0 / (self.n_in() as f64).sqrt()
-    }
-
-    /// `W[r_t · rows + i, c_t · cols + j] = weight[t, i, j]`, 0 elsewhere.
-    fn to_dense(&self, params: &[&[f64]]) -> Option<Vec<f64>> {
-        check_params(&self.params(), params);
-        Some(blocks_to_dense(&self.pattern, params[0]))
-    }
-
-    fn counts(&self) -> Counts {
-        canvas::counts(&self.pattern)
-    }
-
-    fn config(&self) -> Value {
-        let Stripes { window, step, block, n_global, .. } = self.stripes;
-        json!({
-            "structure": NAME,
-            "window": window,
-            "stripes": self.n_stripes,
-            "step": step,
-            "global_size": n_global,
-            "block": [block.0, block.1],
-        })
-    }
-
-    fn buffers(&self) -> Vec<IndexBuffer> {
-        self.pattern.buffers()
-    }
 }

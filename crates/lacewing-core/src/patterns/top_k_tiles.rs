@@ -5,17 +5,14 @@
 //! The tiles are chosen once, when the layer is built, and saved. The layer that this descends from ranks a dense
 //! weight again in every forward pass, which costs a dense layer and lets the mask change during training.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::block_sparse::blocks_to_dense;
-use crate::canvas::{self, Canvas, SHARE, Tiles, WINDOW};
+use crate::canvas::{Canvas, SHARE, Tiles, WINDOW};
 use crate::config::Options;
 use crate::mask::{choices, keep_largest, weight_to_rank};
+use crate::masked::{FanIn, Masked};
 use crate::registry::{MAX_SIZE, first_within};
-use crate::structure::check_params;
-use crate::{
-    Built, Counts, Form, IndexBuffer, Init, ParamSpec, Pattern, Problem, Rng, Structure, StructureKind,
-};
+use crate::{Built, Problem, Structure, StructureKind};
 
 const NAME: &str = "top_k_tiles";
 
@@ -40,13 +37,6 @@ pub(super) static KIND: StructureKind = StructureKind {
 /// among equals the lowest, row-major in W, is pruned first.
 ///
 /// Parameter `weight [nnz]`, or `[nnz, rows, cols]` where tiles divide the layer; the tile as it stands in W.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TopKTiles {
-    pattern: Pattern,
-    window: usize,
-    density: f64,
-}
-
 fn build(options: &Options, problem: &Problem<'_>) -> Built {
     let window = options.size("window", 1, MAX_SIZE)?;
     let density = options.number("density", 0.0, 1.0)?;
@@ -59,7 +49,8 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
         let means = mean_magnitudes(&tiles, &weight);
         keep_largest(&means, kept).into_iter().map(|number| tiles.at(number)).collect()
     })?;
-    Ok(Box::new(TopKTiles { pattern, window, density }))
+    let config = json!({"structure": NAME, "window": window, "density": density});
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, config }))
 }
 
 /// Mean magnitude of each tile over the weights it has, row-major in W.
@@ -81,60 +72,4 @@ fn samples() -> Vec<Box<dyn Structure>> {
     [(&whole, 12, 6), (&ragged, 5, 11), (&ragged, 17, 7), (&single, 7, 7), (&single, 1, 1)]
         .map(|(config, n_in, n_out)| crate::build(config, n_in, n_out, 1, None).expect("valid sample"))
         .into()
-}
-
-impl TopKTiles {
-    /// Where the values sit.
-    pub fn pattern(&self) -> &Pattern {
-        &self.pattern
-    }
-}
-
-impl Structure for TopKTiles {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn n_in(&self) -> usize {
-        self.pattern.n_in
-    }
-
-    fn n_out(&self) -> usize {
-        self.pattern.n_out
-    }
-
-    fn params(&self) -> Vec<ParamSpec> {
-        canvas::params(&self.pattern)
-    }
-
-    fn form(&self) -> Form<'_> {
-        Form::Pattern(&self.pattern)
-    }
-
-    /// A dense draw over √density.
-    fn init(&self, init: Init, rng: &mut Rng) -> Vec<Vec<f32>> {
-        canvas::init(&self.pattern, init, rng)
-    }
-
-    fn bias_bound(&self) -> f64 {
-        1.0 / (self.n_in() as f64).sqrt()
-    }
-
-    /// `W[r_t · rows + i, c_t · cols + j] = weight[t, i, j]`, 0 elsewhere.
-    fn to_dense(&self, params: &[&[f64]]) -> Option<Vec<f64>> {
-        check_params(&self.params(), params);
-        Some(blocks_to_dense(&self.pattern, params[0]))
-    }
-
-    fn counts(&self) -> Counts {
-        canvas::counts(&self.pattern)
-    }
-
-    fn config(&self) -> Value {
-        json!({"structure": NAME, "window": self.window, "density": self.density})
-    }
-
-    fn buffers(&self) -> Vec<IndexBuffer> {
-        self.pattern.buffers()
-    }
 }

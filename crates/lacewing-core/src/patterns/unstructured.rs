@@ -2,15 +2,12 @@
 //!
 //! Cost of a row: nnz multiply-adds; nnz values and column indices and n_out + 1 row starts are stored.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::config::{Key, Options};
 use crate::mask::{Mask, choices, keep_largest, places_kept, weight_to_rank};
-use crate::structure::check_params;
-use crate::{
-    Built, Counts, Form, IndexBuffer, Init, ParamSpec, Pattern, PatternKind, Problem, Rng, Structure,
-    StructureError, StructureKind,
-};
+use crate::masked::{FanIn, Masked};
+use crate::{Built, Pattern, PatternKind, Problem, Structure, StructureError, StructureKind};
 
 const NAME: &str = "unstructured";
 
@@ -29,15 +26,39 @@ pub(super) static KIND: StructureKind = StructureKind {
 };
 
 /// `y = W x` with W stored at chosen elements; parameter `weight [nnz]` in row-major order.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Unstructured {
-    pattern: Pattern,
-    mask: &'static str,
-    density: Option<f64>,
-}
-
 fn build(options: &Options, problem: &Problem<'_>) -> Built {
-    Ok(Box::new(Unstructured::read(options, problem)?))
+    let (n_out, n_in) = problem.shape();
+    let mask = Mask::read(options, problem, (n_out, n_in))?;
+    let listed = matches!(mask, Mask::User(_));
+    for (key, other) in [("density", "sparsity"), ("density", "mask"), ("sparsity", "mask")] {
+        if options.given(key) && options.given(other) && (other != "mask" || listed) {
+            return Err(StructureError::Conflict { structure: NAME, key, other });
+        }
+    }
+    let density = if options.given("sparsity") {
+        1.0 - options.number("sparsity", 0.0, 1.0)?
+    } else {
+        options.number("density", 0.0, 1.0)?
+    };
+    let config = if listed {
+        json!({"structure": NAME, "mask": mask.name()})
+    } else {
+        json!({"structure": NAME, "density": density, "mask": mask.name()})
+    };
+    let positions = match Pattern::saved_positions(NAME, problem, (n_out, n_in))? {
+        Some(positions) => positions,
+        None => choose(mask, density, problem)?,
+    };
+    let pattern = Pattern {
+        n_out,
+        n_in,
+        n_out_ext: n_out,
+        n_in_ext: n_in,
+        block: (1, 1),
+        positions,
+        kind: PatternKind::Unstructured,
+    };
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Row, config }))
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {
@@ -47,45 +68,6 @@ fn samples() -> Vec<Box<dyn Structure>> {
     [(&user, 3, 5), (&random, 7, 9), (&full, 1, 2)]
         .map(|(config, n_in, n_out)| crate::build(config, n_in, n_out, 1, None).expect("valid sample"))
         .into()
-}
-
-impl Unstructured {
-    fn read(options: &Options, problem: &Problem<'_>) -> Result<Self, StructureError> {
-        let (n_out, n_in) = problem.shape();
-        let mask = Mask::read(options, problem, (n_out, n_in))?;
-        for (key, other) in [("density", "sparsity"), ("density", "mask"), ("sparsity", "mask")] {
-            let listed = other != "mask" || matches!(mask, Mask::User(_));
-            if options.given(key) && options.given(other) && listed {
-                return Err(StructureError::Conflict { structure: NAME, key, other });
-            }
-        }
-        let density = if options.given("sparsity") {
-            1.0 - options.number("sparsity", 0.0, 1.0)?
-        } else {
-            options.number("density", 0.0, 1.0)?
-        };
-        let listed = matches!(mask, Mask::User(_));
-        let name = mask.name();
-        let positions = match Pattern::saved_positions(NAME, problem, (n_out, n_in))? {
-            Some(positions) => positions,
-            None => choose(mask, density, problem)?,
-        };
-        let pattern = Pattern {
-            n_out,
-            n_in,
-            n_out_ext: n_out,
-            n_in_ext: n_in,
-            block: (1, 1),
-            positions,
-            kind: PatternKind::Unstructured,
-        };
-        Ok(Self { pattern, mask: name, density: (!listed).then_some(density) })
-    }
-
-    /// Where the values sit.
-    pub fn pattern(&self) -> &Pattern {
-        &self.pattern
-    }
 }
 
 fn choose(mask: Mask, density: f64, problem: &Problem<'_>) -> Result<Vec<(u32, u32)>, StructureError> {
@@ -107,65 +89,10 @@ fn choose(mask: Mask, density: f64, problem: &Problem<'_>) -> Result<Vec<(u32, u
     })
 }
 
-impl Structure for Unstructured {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn n_in(&self) -> usize {
-        self.pattern.n_in
-    }
-
-    fn n_out(&self) -> usize {
-        self.pattern.n_out
-    }
-
-    fn params(&self) -> Vec<ParamSpec> {
-        vec![ParamSpec::new("weight", &[self.pattern.nnz()])]
-    }
-
-    fn form(&self) -> Form<'_> {
-        Form::Pattern(&self.pattern)
-    }
-
-    fn init(&self, init: Init, rng: &mut Rng) -> Vec<Vec<f32>> {
-        vec![self.pattern.init(init, rng)]
-    }
-
-    fn bias_bound(&self) -> f64 {
-        1.0 / (self.n_in() as f64).sqrt()
-    }
-
-    /// `W[positions[t]] = weight[t]`, 0 elsewhere.
-    fn to_dense(&self, params: &[&[f64]]) -> Option<Vec<f64>> {
-        check_params(&self.params(), params);
-        let mut dense = vec![0.0; self.n_out() * self.n_in()];
-        for (&(row, col), &value) in self.pattern.positions.iter().zip(params[0]) {
-            dense[row as usize * self.n_in() + col as usize] = value;
-        }
-        Some(dense)
-    }
-
-    fn counts(&self) -> Counts {
-        let nnz = self.pattern.nnz();
-        Counts { parameters: nnz, bytes: 4 * (nnz + nnz + self.n_out() + 1), macs: nnz }
-    }
-
-    fn config(&self) -> Value {
-        match self.density {
-            Some(density) => json!({"structure": NAME, "density": density, "mask": self.mask}),
-            None => json!({"structure": NAME, "mask": self.mask}),
-        }
-    }
-
-    fn buffers(&self) -> Vec<IndexBuffer> {
-        self.pattern.buffers()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Form;
 
     #[test]
     fn magnitude_keeps_the_largest_and_prunes_the_lowest_index_among_equals() {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::chains::LowRank;
 use crate::config::{Key, Options, PAD};
-use crate::patterns::{Butterfly, DIVISOR, FlatButterfly, MAX_BLOCK, MAX_BUTTERFLY};
+use crate::patterns::{Butterfly, DIVISOR, MAX_BLOCK, MAX_BUTTERFLY, flat_butterfly};
 use crate::registry::first_within;
 use crate::structure::check_params;
 use crate::{
@@ -95,7 +95,7 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
         }
         origin = Origin::Saved(&saved);
     }
-    let sparse = FlatButterfly::read(options, &Problem { origin, ..*problem })?;
+    let sparse = flat_butterfly(options, &Problem { origin, ..*problem })?;
     let low_rank = LowRank::read(options, problem)?;
     let rank = low_rank.rank();
     let (a, b) = (Box::new(sparse), Box::new(low_rank));
