@@ -247,6 +247,36 @@ impl Link {
             Link::Gather(ref gather) => gather.apply(x),
         }
     }
+
+    /// The link's transpose applied to one row: what a gradient goes back through.
+    ///
+    /// # Panics
+    ///
+    /// When `y` has another length than the link writes.
+    pub fn apply_transposed(&self, params: &[&[f64]], y: &[f64]) -> Vec<f64> {
+        let (reads, writes) = self.sizes();
+        assert_eq!(y.len(), writes, "length of y for {self:?}");
+        match *self {
+            Link::Blocks { ref weights, stride, q, p, .. } => {
+                let w = weights.values(params);
+                let mut x = vec![0.0; reads];
+                for (block, w) in w.chunks_exact(q * p).enumerate() {
+                    let (g, s) = (block / stride, block % stride);
+                    for (j, row) in w.chunks_exact(p).enumerate() {
+                        let y = y[(g * q + j) * stride + s];
+                        for (i, w) in row.iter().enumerate() {
+                            x[(g * p + i) * stride + s] += w * y;
+                        }
+                    }
+                }
+                x
+            }
+            Link::Transpose { batch, rows, cols } => {
+                Link::Transpose { batch, rows: cols, cols: rows }.apply(params, y)
+            }
+            Link::Gather(ref gather) => gather.apply_transposed(y),
+        }
+    }
 }
 
 impl Chain {

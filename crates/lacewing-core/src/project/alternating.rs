@@ -33,6 +33,7 @@ pub(crate) fn project(chain: &Chain, specs: &[ParamSpec], target: &Target<'_>) -
         Some(found) if target.weight.iter().any(|&w| w != 0.0) => sized(found, specs),
         _ => problem.draw(specs),
     };
+    balance(chain, &mut params);
     let mut best = (problem.objective(&params), params.clone());
     // Below that the error is rounding.
     let floor = 1e-26 * problem.energy;
