@@ -128,6 +128,7 @@ fn every_structure_convolves() {
         json!({"structure": "nm"}),
         json!({"structure": "monarch", "blocks": 2}),
         json!({"structure": "block_sparse", "block": 2, "density": 0.5}),
+        json!({"structure": "debut", "pad": true}),
     ] {
         check(Conv2dOptions { padding: 1, stride: 2, ..options((5, 5), 4, 4, (3, 3)) }, &config);
         check(options((2, 3), 8, 4, (1, 1)), &config);

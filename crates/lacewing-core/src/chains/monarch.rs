@@ -21,7 +21,7 @@ pub(super) static KIND: StructureKind = StructureKind {
     name: NAME,
     about: "two block-diagonal factors with stride permutations",
     keys: &[
-        Key::new("blocks", "blocks of both factors, 1 to the smaller of n_in and n_out", "4"),
+        Key::new("blocks", "blocks of both factors, 1 to the larger of n_in and n_out", "4"),
         Key::new("factors", "instead of blocks: both factor shapes, [[k, q, p], [l, s, r]]", ""),
         PAD,
     ],
@@ -72,7 +72,7 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
     let (n_out, n_in) = problem.shape();
     let pad = options.flag("pad")?;
     let Some(value) = options.value("factors") else {
-        let blocks = options.size("blocks", 1, n_in.min(n_out))?;
+        let blocks = options.size("blocks", 1, n_in.max(n_out))?;
         let (n_out_ext, n_in_ext) = options.padded((n_out, n_in), (blocks, blocks), "blocks")?;
         let (outputs, inputs) = (n_out_ext / blocks, n_in_ext / blocks);
         // The width between the factors is the smaller of the two, so the larger side has the larger factor.
@@ -108,7 +108,7 @@ fn samples() -> Vec<Box<dyn Structure>> {
     let square = json!({"structure": NAME, "blocks": 3});
     let padded = json!({"structure": NAME, "blocks": 4, "pad": true});
     let general = json!({"structure": NAME, "factors": [[2, 3, 4], [3, 4, 2]]});
-    [(&square, 9, 9), (&padded, 13, 6), (&padded, 5, 18), (&general, 8, 12)]
+    [(&square, 9, 9), (&padded, 13, 6), (&padded, 5, 18), (&padded, 9, 3), (&general, 8, 12)]
         .map(|(config, n_in, n_out)| crate::build(config, n_in, n_out, 0, None).expect("valid sample"))
         .into()
 }

@@ -51,11 +51,18 @@ pub struct MlpConfig {
     pub activation: String,
     /// Probability of zero after each hidden layer.
     pub dropout: f64,
+    /// Whether layers and head add a bias; models saved before the key existed do.
+    #[serde(default = "with_bias")]
+    pub bias: bool,
+}
+
+fn with_bias() -> bool {
+    true
 }
 
 fn of(image_size: usize, channels: usize, hidden: &[usize]) -> MlpConfig {
     let (hidden, activation) = (hidden.to_vec(), "relu".to_owned());
-    MlpConfig { image_size, channels, n_classes: 10, hidden, activation, dropout: 0.0 }
+    MlpConfig { image_size, channels, n_classes: 10, hidden, activation, dropout: 0.0, bias: true }
 }
 
 #[derive(Debug)]
@@ -68,10 +75,11 @@ struct Perceptron {
 
 fn build(values: &Value, builder: &mut ModelBuilder) -> Result<Box<dyn Model>> {
     let config: MlpConfig = checked(values);
-    let MlpConfig { image_size, channels, n_classes, dropout, .. } = config;
+    let MlpConfig { image_size, channels, n_classes, dropout, bias, .. } = config;
     positive(&[("image_size", image_size), ("channels", channels), ("n_classes", n_classes)])?;
     below_one(&[("dropout", dropout)])?;
-    let hidden = LinearOptions { activation: activation(&config.activation)?, ..LinearOptions::default() };
+    let linear = LinearOptions { bias, ..LinearOptions::default() };
+    let hidden = LinearOptions { activation: activation(&config.activation)?, ..linear };
     let mut root = builder.root();
     let mut n_in = channels * image_size * image_size;
     let mut layers = Vec::with_capacity(config.hidden.len());
@@ -80,7 +88,7 @@ fn build(values: &Value, builder: &mut ModelBuilder) -> Result<Box<dyn Model>> {
         layers.push(root.linear(&format!("layers.{at}"), n_in, width, hidden)?);
         n_in = width;
     }
-    let head = root.linear("head", n_in, n_classes, LinearOptions::default())?;
+    let head = root.linear("head", n_in, n_classes, linear)?;
     Ok(Box::new(Perceptron { config, layers, head, dropout: Dropout::new(dropout) }))
 }
 
