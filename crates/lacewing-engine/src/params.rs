@@ -23,6 +23,8 @@ pub struct ParamInfo {
     pub shape: Vec<usize>,
     /// Whether weight decay applies.
     pub decay: bool,
+    /// Whether a gradient is wanted; a constant has none, and an optimizer leaves it as it is.
+    pub trained: bool,
     /// First element in the flat arrays.
     pub offset: usize,
 }
@@ -77,17 +79,38 @@ impl ParamsBuilder {
     ///
     /// [`EngineError::ParamLen`] when `values` does not fill `shape`.
     pub fn add(&mut self, name: &str, shape: &[usize], decay: bool, values: Vec<f32>) -> Result<ParamId> {
-        let info = ParamInfo { name: name.to_owned(), shape: shape.to_vec(), decay, offset: 0 };
+        self.push(
+            ParamInfo { name: name.to_owned(), shape: shape.to_vec(), decay, trained: true, offset: 0 },
+            values,
+        )
+    }
+
+    /// Adds values that belong to the model, and to its checkpoints, but are not trained.
+    ///
+    /// # Errors
+    ///
+    /// As [`ParamsBuilder::add`].
+    pub fn add_constant(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Result<ParamId> {
+        self.push(
+            ParamInfo {
+                name: name.to_owned(),
+                shape: shape.to_vec(),
+                decay: false,
+                trained: false,
+                offset: 0,
+            },
+            values,
+        )
+    }
+
+    fn push(&mut self, info: ParamInfo, values: Vec<f32>) -> Result<ParamId> {
         if values.len() != info.len() {
-            return Err(EngineError::ParamLen {
-                name: info.name,
-                expected: shape.iter().product(),
-                got: values.len(),
-            });
+            return Err(EngineError::ParamLen { expected: info.len(), name: info.name, got: values.len() });
         }
         debug_assert!(
-            self.entries.iter().all(|(other, _)| other.name != name),
-            "parameter `{name}` added twice"
+            self.entries.iter().all(|(other, _)| other.name != info.name),
+            "parameter `{}` added twice",
+            info.name
         );
         self.entries.push((info, values));
         Ok(ParamId(self.entries.len() - 1))
@@ -158,9 +181,9 @@ impl Params {
         &self.infos[id.0]
     }
 
-    /// Number of trained values, gaps excluded.
+    /// Number of trained values, gaps and constants excluded.
     pub fn n_values(&self) -> usize {
-        self.infos.iter().map(ParamInfo::len).sum()
+        self.infos.iter().filter(|info| info.trained).map(ParamInfo::len).sum()
     }
 
     /// Elements of the flat arrays that weight decay applies to: a prefix.

@@ -152,7 +152,7 @@ impl Cx {
         Var { value, node }
     }
 
-    /// A parameter in the compute type.
+    /// A parameter in the compute type; untracked where it is a constant.
     pub fn param(&self, id: ParamId) -> Var {
         self.param_leaf(id, self.params.compute(id))
     }
@@ -163,7 +163,7 @@ impl Cx {
     }
 
     fn param_leaf(&self, id: ParamId, value: Tensor) -> Var {
-        let node = self.tape.as_ref().and_then(|_| {
+        let node = self.tape.as_ref().filter(|_| self.params.info(id).trained).and_then(|_| {
             let sink = Some(self.params.gradient(id).ok()?);
             self.push(Node { backward: None, sink })
         });

@@ -185,12 +185,62 @@ fn shape_ops_meet_the_oracle() {
 
 #[test]
 fn attention_meets_the_oracle() {
-    check("attention_small", &["qkv"], |_, cx, v| ops::attention(cx, &v[0], 2));
-    check("attention_d32", &["qkv"], |_, cx, v| ops::attention(cx, &v[0], 2));
-    check("attention_d64", &["qkv"], |_, cx, v| ops::attention(cx, &v[0], 1));
+    check("attention_small", &["qkv"], |_, cx, v| ops::attention(cx, &v[0], 2, None));
+    check("attention_d32", &["qkv"], |_, cx, v| ops::attention(cx, &v[0], 2, None));
+    check("attention_d64", &["qkv"], |_, cx, v| ops::attention(cx, &v[0], 1, None));
     check("attention_separate", &["q", "k", "v"], |_, cx, v| {
-        ops::attention_separate(cx, &v[0], &v[1], &v[2], 2)
+        ops::attention_separate(cx, &v[0], &v[1], &v[2], 2, None)
     });
+}
+
+#[test]
+fn the_scale_of_attention_multiplies_the_scores() {
+    // Half the default scale and half of q are the same products, and halving rounds nothing.
+    for place in places() {
+        let (qkv, dy) = (f32s("attention_d64/in/qkv"), f32s("attention_d64/dy"));
+        let (shape, dim) = (shape("attention_d64/in/qkv"), 64);
+        let part = |x: &[f32], at: usize| -> Vec<f32> {
+            x.chunks(3 * dim).flat_map(|row| row[at * dim..][..dim].to_vec()).collect()
+        };
+        let tensor = |values: &[f32], shape: &[usize]| {
+            ops::cast(&Tensor::from_f32(&place.device(), values, shape).unwrap(), place.dtype).unwrap()
+        };
+        let one = [shape[0], shape[1], dim];
+        let run = |halve_q: f32, scale: Option<f32>, packed: bool| -> Vec<Vec<f32>> {
+            let cx = Cx::training(place.params.clone(), StepRng::new(0, 0));
+            let halved = |i: usize, x: &f32| if i % (3 * dim) < dim { x * halve_q } else { *x };
+            let qkv: Vec<f32> = qkv.iter().enumerate().map(|(i, x)| halved(i, x)).collect();
+            let vars = if packed {
+                vec![cx.leaf(tensor(&qkv, &shape))]
+            } else {
+                [0, 1, 2].map(|at| cx.leaf(tensor(&part(&qkv, at), &one))).into()
+            };
+            let y = match &vars[..] {
+                [q, k, v] => ops::attention_separate(&cx, q, k, v, 1, scale).unwrap(),
+                vars => ops::attention(&cx, &vars[0], 1, scale).unwrap(),
+            };
+            let mut gradients = cx.backward(&y, tensor(&dy, y.shape())).unwrap();
+            let mut grads: Vec<Vec<f32>> =
+                vars.iter().map(|var| gradients.take(var).unwrap().to_f32().unwrap()).collect();
+            if packed {
+                grads = [0, 1, 2].map(|at| part(&grads[0], at)).into();
+            }
+            grads[0].iter_mut().for_each(|dq| *dq *= halve_q);
+            [vec![y.value().to_f32().unwrap()], grads].concat()
+        };
+        for packed in [true, false] {
+            let scaled = run(1.0, Some(0.0625), packed);
+            assert!(scaled == run(0.5, None, packed), "packed: {packed}, {}", place.name());
+            assert!(scaled != run(1.0, None, packed));
+        }
+    }
+    let place = &places()[0];
+    let cx = Cx::evaluation(place.params.clone());
+    let qkv = cx.constant(place.tensor("attention_d64/in/qkv"));
+    for scale in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let error = ops::attention(&cx, &qkv, 1, Some(scale)).unwrap_err().to_string();
+        assert!(error.contains("scale") && error.contains("above 0"), "{error}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Where the parameters of our models are in other tools' checkpoints: one row a layout.
 //!
-//! Our names follow timm's, so its layout is the identity up to dimensions of one and flattened kernels. A layout
-//! answers for one of our names which tensors of the file make it up, and with what shape other tools expect it.
+//! Our names follow timm's, and T2T-ViT's own for that model, so their layout is the identity up to dimensions of one and
+//! flattened kernels. A layout answers for one of our names which tensors of the file make it up, and with what shape other tools expect it.
 
 /// One way of naming a model's parameters.
 #[derive(Debug)]
@@ -32,23 +32,37 @@ impl Piece {
 
 /// Every layout. The first that accounts for the most tensors of a file is taken.
 pub static LAYOUTS: &[&Layout] = &[
-    &Layout { name: "timm", about: "timm, and this program", pieces: |ours| vec![Piece::whole(ours)] },
+    &Layout {
+        name: "timm",
+        about: "timm, T2T-ViT, and this program",
+        pieces: |ours| vec![Piece::whole(ours)],
+    },
     &Layout {
         name: "timm-split",
         about: "timm's fused q, k and v for a model with three layers (split_qkv)",
-        pieces: |ours| {
-            let part = |letter: &str| ["q", "k", "v"].iter().position(|known| *known == letter);
-            let Some((before, rest)) = ours.split_once(".attn.") else { return vec![Piece::whole(ours)] };
-            match rest.split_once('.').and_then(|(letter, rest)| Some((part(letter)?, rest))) {
-                Some((at, rest)) => {
-                    vec![Piece { name: format!("{before}.attn.qkv.{rest}"), part: (at, 3) }]
-                }
-                None => vec![Piece::whole(ours)],
-            }
+        pieces: fused,
+    },
+    &Layout {
+        name: "fly",
+        about: "T2T-ViT as fly renames it; q, k and v fused",
+        pieces: |ours| match ours.strip_prefix("tokens_to_token.") {
+            Some(rest) => fused(&format!("patch_embed.{rest}")),
+            None if ours == "pos_embed" => vec![Piece::whole("pos_embed.pe")],
+            None => fused(ours),
         },
     },
     &Layout { name: "transformers", about: "Hugging Face's ViTForImageClassification", pieces: transformers },
 ];
+
+/// Thirds of `attn.qkv` for `attn.q`, `attn.k` and `attn.v`; everything else is whole.
+fn fused(ours: &str) -> Vec<Piece> {
+    let part = |letter: &str| ["q", "k", "v"].iter().position(|known| *known == letter);
+    let Some((before, rest)) = ours.split_once(".attn.") else { return vec![Piece::whole(ours)] };
+    match rest.split_once('.').and_then(|(letter, rest)| Some((part(letter)?, rest))) {
+        Some((at, rest)) => vec![Piece { name: format!("{before}.attn.qkv.{rest}"), part: (at, 3) }],
+        None => vec![Piece::whole(ours)],
+    }
+}
 
 fn transformers(ours: &str) -> Vec<Piece> {
     let whole = |name: String| vec![Piece::whole(name)];
@@ -122,6 +136,23 @@ mod tests {
         let pieces = (LAYOUTS[1].pieces)("blocks.2.attn.k.weight");
         assert_eq!(pieces, [Piece { name: "blocks.2.attn.qkv.weight".to_owned(), part: (1, 3) }]);
         assert_eq!((LAYOUTS[1].pieces)("blocks.2.attn.proj.bias"), [Piece::whole("blocks.2.attn.proj.bias")]);
+    }
+
+    #[test]
+    fn names_of_fly() {
+        let fly = LAYOUTS.iter().find(|layout| layout.name == "fly").unwrap();
+        for (ours, theirs) in [
+            ("pos_embed", "pos_embed.pe"),
+            ("cls_token", "cls_token"),
+            ("tokens_to_token.attention1.attn.qkv.weight", "patch_embed.attention1.attn.qkv.weight"),
+            ("tokens_to_token.project.bias", "patch_embed.project.bias"),
+            ("blocks.13.attn.qkv.weight", "blocks.13.attn.qkv.weight"),
+        ] {
+            assert_eq!((fly.pieces)(ours), [Piece::whole(theirs)]);
+        }
+        let pieces = (fly.pieces)("tokens_to_token.attention2.attn.v.weight");
+        let name = "patch_embed.attention2.attn.qkv.weight".to_owned();
+        assert_eq!(pieces, [Piece { name, part: (2, 3) }]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Parameter counts, multiply-adds and names against published numbers.
 
+use lacewing_engine::{DType, Device};
+use lacewing_models::weights::LAYOUTS;
 use lacewing_models::{MODELS, ModelConfig};
 use lacewing_nn::{ModelBuilder, Summary};
 use serde_json::{Value, json};
@@ -17,9 +19,101 @@ fn dense_models_have_the_published_parameter_counts() {
         ("vit_large_patch16_224", 304_326_632),
         ("mixer_s16_224", 18_528_264),
         ("mixer_b16_224", 59_880_472),
+        ("t2t_vit_14_t", 21_465_422),
     ] {
         assert_eq!(summary(json!(name)).parameters, parameters, "{name}");
     }
+}
+
+#[test]
+fn t2t_vit_has_the_published_parts_names_and_shapes() {
+    let builder = ModelBuilder::restoring(Device::Cpu, DType::F32, Vec::new()).unwrap();
+    let built = ModelConfig::from_json(&json!("t2t_vit_14_t")).unwrap().build(builder).unwrap();
+    let infos = built.params.infos();
+    let sum = |part: &str| -> usize {
+        infos.iter().filter(|info| info.trained && info.name.starts_with(part)).map(|info| info.len()).sum()
+    };
+    assert_eq!(sum("tokens_to_token.attention1."), 41_126);
+    assert_eq!(sum("tokens_to_token.attention2."), 124_352);
+    assert_eq!(sum("tokens_to_token.project."), 221_568);
+    for block in 0..14 {
+        assert_eq!(sum(&format!("blocks.{block}.")), 1_478_016);
+    }
+    assert_eq!((sum(""), built.params.n_values()), (21_465_422, 21_465_422));
+    let constants: Vec<_> = infos.iter().filter(|info| !info.trained).collect();
+    assert_eq!((constants.len(), constants[0].name.as_str(), constants[0].len()), (1, "pos_embed", 75_648));
+    assert_eq!(built.summary.bytes, 4 * (21_465_422 + 75_648));
+
+    let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut add = |name: String, shape: &[usize]| expected.push((name, shape.to_vec()));
+    let mut block = |at: String, n_in: usize, dim: usize, hidden: usize| {
+        for (norm, width) in [("norm1", n_in), ("norm2", dim)] {
+            add(format!("{at}.{norm}.weight"), &[width]);
+            add(format!("{at}.{norm}.bias"), &[width]);
+        }
+        add(format!("{at}.attn.qkv.weight"), &[3 * dim, n_in]);
+        for (layer, n_out, n_in) in
+            [("attn.proj", dim, dim), ("mlp.fc1", hidden, dim), ("mlp.fc2", dim, hidden)]
+        {
+            add(format!("{at}.{layer}.weight"), &[n_out, n_in]);
+            add(format!("{at}.{layer}.bias"), &[n_out]);
+        }
+    };
+    block("patch_embed.attention1".to_owned(), 147, 64, 64);
+    block("patch_embed.attention2".to_owned(), 576, 64, 64);
+    (0..14).for_each(|at| block(format!("blocks.{at}"), 384, 384, 1152));
+    for (name, shape) in [
+        ("cls_token", &[384][..]),
+        ("pos_embed.pe", &[197, 384]),
+        ("patch_embed.project.weight", &[384, 576]),
+        ("patch_embed.project.bias", &[384]),
+        ("norm.weight", &[384]),
+        ("norm.bias", &[384]),
+        ("head.weight", &[1000, 384]),
+        ("head.bias", &[1000]),
+    ] {
+        add(name.to_owned(), shape);
+    }
+    let fly = LAYOUTS.iter().find(|layout| layout.name == "fly").unwrap();
+    let mut found: Vec<(String, Vec<usize>)> = infos
+        .iter()
+        .map(|info| match (fly.pieces)(&info.name).as_slice() {
+            [piece] => (piece.name.clone(), info.shape.clone()),
+            pieces => panic!("{}: {pieces:?}", info.name),
+        })
+        .collect();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn multiply_adds_of_t2t_vit_are_those_published() {
+    let (first, second, tokens) = (56u64 * 56, 28u64 * 28, 14u64 * 14);
+    let step = |n: u64, n_in: u64| n * (3 * 64 * n_in + 3 * 64 * 64) + 2 * n * n * 64;
+    let n = tokens + 1;
+    let block = n * (4 + 2 * 3) * 384 * 384 + 2 * n * n * 384;
+    let expected = step(first, 147) + step(second, 576) + tokens * 576 * 384 + 14 * block + 384 * 1000;
+    let counted = summary(json!("t2t_vit_14_t")).macs();
+    assert_eq!(counted, expected);
+    assert_eq!((counted + 50_000_000) / 100_000_000, 61, "6.1 G in the authors' table");
+}
+
+#[test]
+fn layers_of_the_token_module_take_rules() {
+    let rules = json!([
+        {"match": "tokens_to_token.attention1.attn.k", "structure": "low_rank", "rank": 3},
+        {"match": "tokens_to_token.*.mlp.fc2", "structure": "monarch", "blocks": 8},
+        {"match": "tokens_to_token.project", "structure": "block_sparse", "block": 16, "density": 0.5},
+    ]);
+    let config = json!({"name": "t2t_vit_14_t", "split_qkv": true, "rules": rules, "attn": "low_rank"});
+    let layers = summary(config).layers;
+    let of = |structure: &str, part: &str| -> usize {
+        layers.iter().filter(|l| l.structure == structure && l.name.starts_with(part)).count()
+    };
+    let module = "tokens_to_token.";
+    assert_eq!((of("low_rank", module), of("monarch", module), of("block_sparse", module)), (1, 2, 1));
+    assert_eq!((of("dense", module), of("low_rank", "blocks.")), (9, 4 * 14));
 }
 
 #[test]
@@ -33,6 +127,31 @@ fn pixelfly_channel_mlps_give_the_published_parameter_count() {
     assert!(
         replaced.iter().all(|layer| layer.name.contains("mlp_channels") && layer.parameters == 1_011_457)
     );
+}
+
+#[test]
+fn monarch_perceptrons_have_the_published_parameter_counts() {
+    let with = |mut config: Value, key: &str, value: Value| {
+        config[key] = value;
+        config
+    };
+    let count = |config: &Value, blocks: usize| {
+        let rule = json!([{"match": "*", "structure": "monarch", "blocks": blocks, "pad": true}]);
+        summary(with(config.clone(), "rules", rule)).parameters
+    };
+    let mnist = json!({"name": "mlp_mnist", "hidden": [392, 128, 64]});
+    assert_eq!(summary(mnist.clone()).parameters, 366_930);
+    assert_eq!(count(&mnist, 15), 38_994);
+    let cifar = json!({"name": "mlp", "hidden": [3000, 2000, 1000, 500, 200, 100]});
+    // The published network leaves out the 100 biases of its sixth layer alone.
+    assert_eq!(summary(cifar.clone()).parameters, 17_843_710 + 100);
+    let bare = with(cifar, "bias", json!(false));
+    assert_eq!(count(&bare, 4), 8_034_336);
+    // Two full factors: one block has more parameters than the dense layer.
+    for (blocks, millions) in [(1, 32.1), (2, 16.07), (8, 4.02), (10, 3.22), (16, 2.02), (20, 1.61)] {
+        let got = count(&bare, blocks) as f64 / 1e6;
+        assert!((got - millions).abs() <= if blocks == 1 { 0.05 } else { 0.005 }, "{blocks} blocks: {got} M");
+    }
 }
 
 #[test]
@@ -52,7 +171,7 @@ fn names_and_shapes_follow_timm() {
     let config = json!({"name": "vit_tiny_patch4_32", "depth": 1, "dim": 24, "heads": 3});
     let built = ModelConfig::from_json(&config)
         .unwrap()
-        .build(ModelBuilder::new(lacewing_engine::Device::Cpu, lacewing_engine::DType::F32, 0).unwrap())
+        .build(ModelBuilder::new(Device::Cpu, DType::F32, 0).unwrap())
         .unwrap();
     let mut found: Vec<(String, Vec<usize>)> = built
         .params
@@ -126,6 +245,8 @@ fn every_group_reaches_a_layer_and_the_narrower_group_decides() {
 fn sizes_that_do_not_fit_are_errors_with_numbers() {
     for (config, words) in [
         (json!({"name": "vit_digits", "patch_size": 3}), ["image_size = 8", "got 3"]),
+        (json!({"name": "t2t_vit_14_t", "image_size": 2}), ["`image_size`", "got 2"]),
+        (json!({"name": "t2t_vit_14_t", "token_dim": 0}), ["`token_dim`", "got 0"]),
         (json!({"name": "vit_digits", "heads": 7}), ["dim = 128", "heads = 7"]),
         (json!({"name": "vit_digits", "activation": "swish"}), ["gelu", "got swish"]),
         (json!({"name": "vit_digits", "drop_path": 1.0}), ["`drop_path`", "got 1"]),

@@ -254,6 +254,26 @@ impl Scope<'_> {
         self.builder.add(&name, shape, decay, draw)
     }
 
+    /// Adds values that belong to the model and to its checkpoints but are not trained: a table that `values` makes. It is
+    /// counted in the bytes, not among the parameters.
+    ///
+    /// # Errors
+    ///
+    /// [`NnError::Engine`] when `values` gives another number of values than `shape` has.
+    pub fn constant(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        values: impl FnOnce() -> Vec<f32>,
+    ) -> Result<ParamId> {
+        let name = self.name(name);
+        self.builder.summary.bytes += 4 * shape.iter().product::<usize>();
+        Ok(match self.builder.values {
+            Values::Drawn | Values::Zeros => self.builder.params.add_constant(&name, shape, values())?,
+            Values::None => self.builder.params.add_constant(&name, &[0], Vec::new())?,
+        })
+    }
+
     /// Counts `macs` multiply-adds a sample of a product without parameters.
     pub fn add_macs(&mut self, macs: u64) {
         self.builder.summary.other_macs += macs;

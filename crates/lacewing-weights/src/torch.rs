@@ -25,7 +25,7 @@ pub(crate) const STATE_KEYS: &[&str] =
     &["state_dict", "model", "model_state_dict", "model_state", "module", "net"];
 /// Averages of the same tensors, taken only where no key of [`STATE_KEYS`] has any. An average often has a counter
 /// more than the model that it is of.
-const AVERAGE_KEYS: &[&str] = &["ema", "model_ema"];
+const AVERAGE_KEYS: &[&str] = &["ema", "model_ema", "state_dict_ema"];
 
 /// What every tensor of a file may take together when its elements are written out: this many times the file.
 const GROWTH: u64 = 16;

@@ -286,6 +286,7 @@ fn the_state_dict_is_chosen_by_key_and_count() {
     assert_eq!(choose(&[("net", &["n1", "n2"]), ("state_dict", &["s"])]), "n1 n2");
     assert_eq!(choose(&[("model_ema", &["e1", "e2"]), ("model", &["m"])]), "m");
     assert_eq!(choose(&[("model_ema", &["e1", "e2"]), ("other", &["o"])]), "e1 e2");
+    assert_eq!(choose(&[("state_dict_ema", &["e1", "e2"])]), "e1 e2");
     assert_eq!(choose(&[("optimizer", &["o1", "o2", "o3"]), ("model", &["m"])]), "m");
     assert_eq!(choose(&[("encoder", &["a"]), ("decoder", &["b", "c"])]), "encoder.a decoder.b decoder.c");
 }

@@ -2,10 +2,12 @@
 
 mod mlp;
 mod mlp_mixer;
+mod t2t_vit;
 mod vit;
 
 pub use mlp::MlpConfig;
 pub use mlp_mixer::MixerConfig;
+pub use t2t_vit::T2tVitConfig;
 pub use vit::{Pool, VitConfig};
 
 use crate::{Family, ModelError, Result};
@@ -15,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Every family.
-pub static MODELS: &[&Family] = &[&vit::FAMILY, &mlp_mixer::FAMILY, &mlp::FAMILY];
+pub static MODELS: &[&Family] = &[&vit::FAMILY, &t2t_vit::FAMILY, &mlp_mixer::FAMILY, &mlp::FAMILY];
 
 /// A config as JSON.
 fn json(config: impl Serialize) -> Value {

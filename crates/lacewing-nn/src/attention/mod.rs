@@ -72,10 +72,10 @@ impl MultiHeadAttention {
     /// What the engine reports.
     pub fn forward(&self, cx: &Cx, x: &Var) -> Result<Var, EngineError> {
         let mixed = match &self.inputs {
-            Inputs::Fused(qkv) => ops::attention(cx, &qkv.forward(cx, x)?, self.heads)?,
+            Inputs::Fused(qkv) => ops::attention(cx, &qkv.forward(cx, x)?, self.heads, None)?,
             Inputs::Split { q, k, v } => {
                 let (q, k, v) = (q.forward(cx, x)?, k.forward(cx, x)?, v.forward(cx, x)?);
-                ops::attention_separate(cx, &q, &k, &v, self.heads)?
+                ops::attention_separate(cx, &q, &k, &v, self.heads, None)?
             }
         };
         self.dropout.forward(cx, &self.proj.forward(cx, &mixed)?)

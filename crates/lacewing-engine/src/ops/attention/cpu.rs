@@ -24,7 +24,7 @@ pub(super) fn forward(sizes: Sizes, qkv: [Rows<'_>; 3], out: &Tensor, lse: &Tens
     let outs = outs.tiles(sizes.tokens, sizes.dim);
     let lse = &mut lse.write();
     outs.into_par_iter().zip(lse.par_chunks_mut(sizes.tokens)).enumerate().for_each(|(head, (out, lse))| {
-        forward_head(sizes.scale(), q.at(head), k.at(head), v.at(head), out, lse);
+        forward_head(sizes.scale, q.at(head), k.at(head), v.at(head), out, lse);
     });
 }
 
@@ -80,7 +80,7 @@ fn backward_heads(
     let grads = dq.into_par_iter().zip(dk).zip(dv).enumerate();
     grads.for_each(|(head, ((dq, dk), dv))| {
         let saved = Saved { out: out.at(head), lse: &lse[head * sizes.tokens..][..sizes.tokens] };
-        backward_head(sizes.scale(), [q, k, v].map(|x| x.at(head)), saved, dout.at(head), [dq, dk, dv]);
+        backward_head(sizes.scale, [q, k, v].map(|x| x.at(head)), saved, dout.at(head), [dq, dk, dv]);
     });
 }
 
@@ -268,14 +268,24 @@ mod tests {
     #[test]
     fn a_head_and_its_gradient_meet_the_definition_at_every_level() {
         for level in Level::available() {
-            for (tokens, dim) in [(1, 1), (2, 3), (5, 16), (17, 15), (65, 64), (RUN, 8), (RUN + 9, 32)] {
+            // The scale is 1 / √width: of a head's own or of another width.
+            for (tokens, dim, width) in [
+                (1, 1, 1),
+                (2, 3, 3),
+                (5, 16, 16),
+                (17, 15, 15),
+                (17, 64, 147),
+                (65, 64, 64),
+                (RUN, 8, 5),
+                (RUN + 9, 32, 32),
+            ] {
                 // Heads inside wider rows, as a packed projection has them.
                 let stride = dim + 5;
                 let inputs = [1, 2, 3, 4].map(|seed| -> Vec<f32> {
                     uniform(seed, tokens * stride).iter().map(|x| x * 2.0).collect()
                 });
                 let views = inputs.each_ref().map(|x| MatRef::new(x, tokens, dim, stride, 1));
-                let scale = 1.0 / (dim as f32).sqrt();
+                let scale = 1.0 / (width as f32).sqrt();
                 let (mut out, mut lse) = (vec![f32::NAN; tokens * dim], vec![f32::NAN; tokens]);
                 let mut grads = [0, 1, 2].map(|_| vec![f32::NAN; tokens * dim]);
                 with_level(level, || {
@@ -291,10 +301,11 @@ mod tests {
                 let [q, k, v, dout] = wide.each_ref().map(|x| &x[..]);
                 let scale = f64::from(scale);
                 let (p, wanted, logs) = exact(scale, [q, k, v], dim);
-                // Inputs are below 2: a score is below 4 √dim, and off by γ of its terms; a probability by e to that.
-                let score_error = gamma(dim + 4) * 4.0 * (dim as f64).sqrt() + gamma(4 * dim);
+                // Inputs are below 2, which bounds a score; it is off by γ of its terms, a probability by e to that.
+                let most = 4.0 * dim as f64 * scale;
+                let score_error = gamma(dim + 4) * most + gamma(4 * dim);
                 let error = 4.0 * (score_error + gamma(tokens + 8));
-                assert_within(&lse, &logs, &vec![error * (1.0 + 4.0 * (dim as f64).sqrt()); tokens], "lse");
+                assert_within(&lse, &logs, &vec![error * (1.0 + most); tokens], "lse");
                 assert_within(&out, &wanted, &vec![2.0 * error; out.len()], "out");
 
                 let mut exact_grads = [0, 1, 2].map(|_| vec![0.0; tokens * dim]);

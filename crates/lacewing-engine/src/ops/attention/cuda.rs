@@ -62,7 +62,7 @@ const WIDE_TOKENS_MIN: usize = 100;
 const WIDE_FORWARD_TOKENS_MAX: usize = 256;
 const WIDE_BACKWARD_TOKENS_MAX: usize = 224;
 
-/// `out = softmax(q kᵀ / √dim) v` and the log of each row's sum of exponentials.
+/// `out = softmax(scale · q kᵀ) v` and the log of each row's sum of exponentials.
 pub(super) fn forward(
     gpu: &Device,
     sizes: Sizes,
@@ -150,7 +150,7 @@ fn backward_any(
     dout: &Tensor,
     grads: [Rows<'_>; 3],
 ) -> Result<(), CudaError> {
-    let Sizes { batch, tokens, heads, dim } = sizes;
+    let Sizes { batch, tokens, heads, dim, .. } = sizes;
     let delta = gpu.region(batch * heads * tokens * 4)?;
     let (out_view, dout_view) = (whole(out), whole(dout));
     let kernel = gpu.function(&SOURCE, kernels.delta)?;
@@ -264,7 +264,7 @@ fn sizes_args(sizes: &[usize]) -> Vec<Arg> {
 
 /// Scale, and no causal mask.
 fn last(sizes: Sizes) -> Vec<Arg> {
-    vec![sizes.scale().into(), Arg::I32(0)]
+    vec![sizes.scale.into(), Arg::I32(0)]
 }
 
 // ---- any head dimension, any type ------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ fn naive_stride(rows: &Rows<'_>) -> Arg {
 
 fn naive_last(sizes: Sizes) -> [Arg; 4] {
     let Sizes { tokens, heads, dim, .. } = sizes;
-    [Arg::U32(size(tokens)), Arg::U32(size(heads)), Arg::U32(size(dim)), Arg::F32(sizes.scale())]
+    [Arg::U32(size(tokens)), Arg::U32(size(heads)), Arg::U32(size(dim)), Arg::F32(sizes.scale)]
 }
 
 /// Checks what the launches' safety rests on.
@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_head_of_a_vision_transformer_fits_shared_memory() {
-        let plan = Plan::of(Sizes { batch: 256, tokens: 197, heads: 12, dim: 64 });
+        let plan = Plan::of(Sizes { batch: 256, tokens: 197, heads: 12, dim: 64, scale: 0.125 });
         let expected = Plan {
             heads: 3072,
             row_tiles: 13,
@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(plan, expected);
         const HOPPER_BYTES: usize = 227 << 10;
         for tokens in 1..=224 {
-            let plan = Plan::of(Sizes { batch: 1, tokens, heads: 1, dim: 64 });
+            let plan = Plan::of(Sizes { batch: 1, tokens, heads: 1, dim: 64, scale: 0.125 });
             assert!(plan.short_bytes.max(plan.wide_bytes) <= HOPPER_BYTES, "{tokens}: {plan:?}");
         }
     }

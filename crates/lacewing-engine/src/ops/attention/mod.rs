@@ -3,24 +3,22 @@
 mod cpu;
 pub(crate) mod cuda;
 
+use crate::tape::value_error;
 use crate::{Cx, DType, EngineError, Result, Tensor, Var};
 
 /// Sizes of an attention problem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Sizes {
     pub(crate) batch: usize,
     pub(crate) tokens: usize,
     pub(crate) heads: usize,
     /// Of one head.
     pub(crate) dim: usize,
+    /// What the products of q and k are multiplied by; above 0.
+    pub(crate) scale: f32,
 }
 
 impl Sizes {
-    /// `1 / √dim`.
-    pub(crate) fn scale(&self) -> f32 {
-        1.0 / (self.dim as f32).sqrt()
-    }
-
     fn width(&self) -> usize {
         self.heads * self.dim
     }
@@ -34,16 +32,18 @@ pub(crate) struct Rows<'a> {
     pub(crate) stride: usize,
 }
 
-/// `softmax(q kᵀ / √dim) v` for each head, q, k and v packed in one tensor as a fused projection writes them.
+/// `softmax(scale · q kᵀ) v` for each head, q, k and v packed in one tensor as a fused projection writes them; without
+/// `scale` it is `1 / √dim`.
 ///
 /// Shapes: `qkv [batch, tokens, 3 · heads · dim]`, order (q | k | v), each by head → `[batch, tokens, heads · dim]`.
 /// Cost: `2 · batch · heads · tokens² · dim` MACs forward, five halves of that backward (scores are recomputed).
 ///
 /// # Errors
 ///
-/// [`EngineError::Shape`] when the last dimension is not three times a multiple of `heads`.
-pub fn attention(cx: &Cx, qkv: &Var, heads: usize) -> Result<Var> {
-    let sizes = sizes("attention", qkv, 3, heads)?;
+/// [`EngineError::Shape`] when the last dimension is not three times a multiple of `heads`; [`EngineError::Value`] for a
+/// `scale` that is not finite and above 0.
+pub fn attention(cx: &Cx, qkv: &Var, heads: usize, scale: Option<f32>) -> Result<Var> {
+    let sizes = sizes("attention", qkv, 3, heads, scale)?;
     let width = sizes.width();
     let shape = [sizes.batch, sizes.tokens, width];
     let out = qkv.value().like(&shape)?;
@@ -63,9 +63,16 @@ pub fn attention(cx: &Cx, qkv: &Var, heads: usize) -> Result<Var> {
 ///
 /// # Errors
 ///
-/// [`EngineError::Shape`] naming the operand that does not fit.
-pub fn attention_separate(cx: &Cx, q: &Var, k: &Var, v: &Var, heads: usize) -> Result<Var> {
-    let sizes = sizes("attention", q, 1, heads)?;
+/// [`EngineError::Shape`] naming the operand that does not fit; [`EngineError::Value`] as [`attention`].
+pub fn attention_separate(
+    cx: &Cx,
+    q: &Var,
+    k: &Var,
+    v: &Var,
+    heads: usize,
+    scale: Option<f32>,
+) -> Result<Var> {
+    let sizes = sizes("attention", q, 1, heads, scale)?;
     for (operand, var) in [("k", k), ("v", v)] {
         var.value().expect_shape("attention", operand, q.shape())?;
         var.value().expect_dtype("attention", operand, q.value().dtype())?;
@@ -123,11 +130,16 @@ fn lse(like: &Tensor, sizes: Sizes) -> Result<Tensor> {
     like.beside(DType::F32, &[sizes.batch, sizes.heads, sizes.tokens])
 }
 
-fn sizes(op: &'static str, x: &Var, parts: usize, heads: usize) -> Result<Sizes> {
+fn sizes(op: &'static str, x: &Var, parts: usize, heads: usize, scale: Option<f32>) -> Result<Sizes> {
     super::matmul::expect_float(op, "q", x.value())?;
+    if let Some(scale) = scale.filter(|scale| !(scale.is_finite() && *scale > 0.0)) {
+        return Err(value_error(op, "scale", "finite and above 0", scale));
+    }
     match *x.shape() {
         [batch, tokens, width] if heads > 0 && tokens > 0 && width > 0 && width % (parts * heads) == 0 => {
-            Ok(Sizes { batch, tokens, heads, dim: width / (parts * heads) })
+            let dim = width / (parts * heads);
+            let scale = scale.unwrap_or_else(|| 1.0 / (dim as f32).sqrt());
+            Ok(Sizes { batch, tokens, heads, dim, scale })
         }
         _ => {
             let expected = format!("[batch, tokens, {parts} · {heads} heads · dim]");
