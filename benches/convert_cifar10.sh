@@ -5,7 +5,8 @@
 #   lacewing train cifar10-vit-monarch model.mlp=dense twin=false --data CIFAR --out runs/dense
 #   benches/convert_cifar10.sh CIFAR runs/dense OUT [FAMILY:SHARE ...]
 #
-# LACEWING names the program (default: target/release/lacewing), JOBS how many rows run at once, LIMIT the seconds for a conversion.
+# LACEWING names the program (default: target/release/lacewing), JOBS how many rows run at once, LIMIT the seconds for a conversion,
+# SEEDS the seeds of the fine-tuning runs ("0 1 2"): `after` is their mean, `runs` lists them.
 set -u
 data=$1 dense=$2 out=$3
 shift 3
@@ -32,10 +33,13 @@ row() {
     fi
     local seconds=$((SECONDS - started))
     "$lacewing" eval "$at" --data "$data" --device cuda:0 --json >"$at.before" 2>>"$at.err"
-    "$lacewing" train cifar10-vit-monarch --init "$at" --data "$data" --out "$at-tuned" train.epochs=5 train.lr=2e-4 \
-        train.min_lr=1e-6 train.warmup_epochs=0.5 train.ema.decay=0.99 train.eval_every=0 train.checkpoint_every=0 >"$at.log" 2>&1
+    for seed in ${SEEDS:-0}; do
+        "$lacewing" train cifar10-vit-monarch --init "$at" --data "$data" --out "$at-tuned-$seed" --seed "$seed" train.epochs=5 \
+            train.lr=2e-4 train.min_lr=1e-6 train.warmup_epochs=0.5 train.ema.decay=0.99 train.eval_every=0 train.checkpoint_every=0 \
+            >"$at.log" 2>&1
+    done
     python3 - "$family" "$share" "$at" "$seconds" >>"$out/results.jsonl" <<'P'
-import json, os, sys
+import glob, json, os, sys
 
 family, share, at, seconds = sys.argv[1:]
 converted = json.load(open(at + ".json"))
@@ -45,14 +49,14 @@ row = {"family": family, "share": float(share), "seconds": int(seconds), "logit_
 row["stored"] = sum(l["parameters"] for l in layers) / sum(l["dense_parameters"] for l in layers)
 row["error"], row["output_error"] = rms("error"), rms("output_error")
 row["before"] = json.load(open(at + ".before"))["accuracy"] if os.path.getsize(at + ".before") else None
-summary = at + "-tuned/summary.json"
-row["after"] = json.load(open(summary))[0]["accuracy"] if os.path.exists(summary) else None
+row["runs"] = [json.load(open(run))[0]["accuracy"] for run in sorted(glob.glob(at + "-tuned-*/summary.json"))]
+row["after"] = sum(row["runs"]) / len(row["runs"]) if row["runs"] else None
 if family == "auto":
     names = [layer["to"]["structure"] for layer in layers]
     row["mixture"] = {name: names.count(name) for name in sorted(set(names))}
 print(json.dumps(row))
 P
-    rm -rf "$at" "$at-tuned"
+    rm -rf "$at" "$at"-tuned-*
 }
 export -f row
 export data dense out lacewing

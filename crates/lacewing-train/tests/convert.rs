@@ -228,6 +228,14 @@ fn mistakes_are_named() {
     assert!(error.contains("blocks.0.mlp.fc1") && error.contains("7"), "{error}");
     let sized = Plan { budget: Some((Metric::Params, 0.5)), ..plan(&[json!({"structure": "nm", "n": 2})]) };
     assert!(fail(&sized).contains("names only"));
+    // No flat butterfly divides 10 outputs.
+    let head = Plan { layers: vec!["head".to_owned()], ..plan(&[json!("flat_butterfly")]) };
+    let none = convert(&source, &Plan { budget: Some((Metric::Params, 0.5)), ..head }, None);
+    let none = none.expect_err("no size");
+    assert!(
+        matches!(&none, ConvertError::NoSize { layer, n_in: 32, n_out: 10 } if layer == "head"),
+        "{none}"
+    );
 
     // A dense checkpoint of another tool, damaged in several ways.
     let path = folder.path().join("theirs.safetensors");
@@ -272,6 +280,61 @@ fn mistakes_are_named() {
         Source::read(&folder.path().join("dense"), &options),
         Err(ConvertError::KnownModel { .. })
     ));
+}
+
+#[test]
+fn a_t2t_vit_is_read_under_its_authors_names_and_under_flys() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("theirs.safetensors");
+    let model = |split_qkv: bool| {
+        json!({"name": "t2t_vit_14_t", "image_size": 16, "token_dim": 4, "dim": 8, "depth": 2, "heads": 2,
+            "n_classes": 3, "split_qkv": split_qkv})
+    };
+    let builder = ModelBuilder::new(Device::Cpu, DType::F32, 5).expect("the host");
+    let read = ModelConfig::from_json(&model(false)).expect("a valid config");
+    let params = read.build(builder).expect("a model").params;
+    let values = |name: &str| {
+        let id = params.find(name).expect("a parameter");
+        params.master(id).to_f32().expect("on the host")
+    };
+    // A table that no formula gives.
+    let table: Vec<f32> = (0..2 * 8).map(|i| i as f32 / 16.0).collect();
+    for fly in [false, true] {
+        let entries = params.infos().iter().map(|info| {
+            let shape = match info.name.as_str() {
+                "pos_embed" => vec![1, 2, 8],
+                "cls_token" => vec![1, 1, 8],
+                _ => info.shape.clone(),
+            };
+            let own = if info.name == "pos_embed" { table.clone() } else { values(&info.name) };
+            let name = match info.name.strip_prefix("tokens_to_token.") {
+                Some(rest) if fly => format!("patch_embed.{rest}"),
+                _ if fly && info.name == "pos_embed" => "pos_embed.pe".to_owned(),
+                _ => info.name.clone(),
+            };
+            Entry::f32(name, &shape, &own)
+        });
+        file::write(&path, &entries.collect::<Vec<Entry>>(), "dense").expect("a writable folder");
+        for split_qkv in [false, true] {
+            let options = SourceOptions { model: Some(model(split_qkv)), ..SourceOptions::default() };
+            let source = Source::read(&path, &options).expect("every tensor has a place");
+            let expected = if fly { "fly" } else { ["timm", "timm-split"][usize::from(split_qkv)] };
+            assert_eq!(source.layout.expect("another tool's").name, expected);
+            for (id, info) in source.built.params.ids().zip(source.built.params.infos()) {
+                let got = source.built.params.master(id).to_f32().expect("on the host");
+                let third = ["q", "k", "v"].iter().enumerate().find_map(|(at, letter)| {
+                    let (before, rest) = info.name.split_once(&format!(".attn.{letter}."))?;
+                    let fused = values(&format!("{before}.attn.qkv.{rest}"));
+                    Some(fused[at * fused.len() / 3..][..fused.len() / 3].to_vec())
+                });
+                let wanted = match info.name.as_str() {
+                    "pos_embed" => table.clone(),
+                    name => third.unwrap_or_else(|| values(name)),
+                };
+                assert_eq!(got, wanted, "{}", info.name);
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! Candidates: structures of several sizes for a layer, each with its projection and what it costs.
 
-use super::{Calibration, ConvertError};
+use super::{Calibration, ConvertError, Progress, Step, in_order};
 use crate::evaluate::median;
-use lacewing_core::{Rng, Structure, StructureKind, Target, project};
+use lacewing_core::{Rng, Structure, StructureKind, Target, project, structures};
 use lacewing_engine::{Cx, DType, Device, Tensor};
 use lacewing_models::ModelError;
 use lacewing_nn::{LinearOptions, ModelBuilder};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// A layer to be converted.
@@ -131,74 +132,116 @@ fn to_rank(layer: &Layer, moment: Option<&[f64]>) -> Vec<f32> {
     layer.weight.iter().enumerate().map(|(at, w)| (w * scales[at % layer.n_in]) as f32).collect()
 }
 
-/// For every layer the sizes of every family, and between several families the dense layer too, the cheapest first.
-///
-/// All sizes are projected for the first layer of each shape. The other layers try those that came near there, with a
-/// squared loss of at most [`HOPELESS`] times the least that as much of the budget bought, and of every family the size
-/// that an even share of the budget (`fraction` of dense) buys.
-pub(super) fn within_budget(
-    layers: &[Layer],
-    kinds: &[&'static StructureKind],
-    metric: Metric,
-    fraction: f64,
+/// The candidates of every layer, the cheapest first.
+pub(super) struct Pool<'a> {
+    pub(super) layers: &'a [Layer],
+    pub(super) metric: Metric,
+    /// What each layer costs dense.
+    pub(super) dense: Vec<u64>,
+    /// A list a layer.
+    pub(super) choices: Vec<Vec<Candidate>>,
     seed: u64,
-    calibration: Option<&Calibration>,
-) -> Result<Vec<Vec<Candidate>>, ConvertError> {
-    let project = |(at, config): (usize, &Value)| {
-        let layer = &layers[at];
-        let moment = calibration.and_then(|calibration| calibration.moment(&layer.name));
-        Ok((at, config.clone(), project_onto(layer, config, seed_of(seed, &layer.name), moment)?))
-    };
-    let mut times = BTreeMap::new();
-    let mut choices: Vec<Vec<Candidate>> = layers.iter().map(|_| Vec::new()).collect();
-    let mut add = |found: Vec<(usize, Value, Candidate)>| -> Result<Vec<Scored>, ConvertError> {
+    calibration: Option<&'a Calibration>,
+    progress: Progress<'a>,
+    /// Nanoseconds of what was timed.
+    times: BTreeMap<String, u64>,
+}
+
+impl<'a> Pool<'a> {
+    /// For every layer the sizes of every family, and between several families the dense layer too.
+    ///
+    /// All sizes are projected for the first layer of each shape. The other layers try those that came near there, with a
+    /// squared loss of at most [`HOPELESS`] times the least that as much of the budget bought, and of every family the
+    /// size that an even share of the budget (`fraction` of dense) buys.
+    pub(super) fn new(
+        layers: &'a [Layer],
+        kinds: &[&'static StructureKind],
+        (metric, fraction): (Metric, f64),
+        seed: u64,
+        calibration: Option<&'a Calibration>,
+        progress: Progress<'a>,
+    ) -> Result<Self, ConvertError> {
+        let (mut times, choices) = (BTreeMap::new(), layers.iter().map(|_| Vec::new()).collect());
+        let dense = layers.iter().map(|layer| {
+            let candidate = project_onto(layer, &"dense".into(), 0, None)?;
+            cost(&candidate, layer, metric, &mut times)
+        });
+        let dense = dense.collect::<Result<_, ConvertError>>()?;
+        let mut pool = Self { layers, metric, dense, choices, seed, calibration, progress, times };
+        let first_of = |layer: &Layer| {
+            let same = |other: &Layer| (other.n_in, other.n_out) == (layer.n_in, layer.n_out);
+            layers.iter().position(same).expect("itself at least")
+        };
+        let firsts: Vec<usize> = (0..layers.len()).filter(|&at| first_of(&layers[at]) == at).collect();
+        let tasks = firsts
+            .iter()
+            .flat_map(|&at| sizes(&layers[at], kinds).into_iter().map(move |config| (at, config)));
+        let scored = pool.add(tasks.collect())?;
+        let near: Vec<&Scored> = scored
+            .iter()
+            .filter(|one| {
+                let rivals = scored.iter().filter(|other| other.at == one.at);
+                let least = rivals.clone().filter(|other| other.cost <= one.cost);
+                let least = least.map(|other| other.loss).fold(f64::INFINITY, f64::min);
+                let share = fraction * pool.dense[one.at] as f64;
+                let mut larger =
+                    rivals.filter(|other| other.family() == one.family() && other.cost > one.cost);
+                let even = one.cost as f64 <= share && larger.all(|other| other.cost as f64 > share);
+                even || one.loss <= HOPELESS * least
+            })
+            .collect();
+        let rest = (0..layers.len()).filter(|at| !firsts.contains(at)).flat_map(|at| {
+            let first = first_of(&layers[at]);
+            near.iter().filter(move |one| one.at == first).map(move |one| (at, one.config.clone()))
+        });
+        pool.add(rest.collect())?;
+        Ok(pool)
+    }
+
+    /// Adds to each layer the sizes next to its chosen one: the same family at `step` times the density and at its
+    /// inverse.
+    pub(super) fn refine(&mut self, chosen: &[Candidate], step: f64) -> Result<(), ConvertError> {
+        let mut tasks = Vec::new();
+        for (at, (layer, chosen)) in self.layers.iter().zip(chosen).enumerate() {
+            let kind = structures().find(|kind| kind.name == chosen.structure.name());
+            let kind = kind.expect("every structure has a row");
+            for density in [chosen.structure.density() / step, (chosen.structure.density() * step).min(1.0)] {
+                let Some(config) = (kind.sized)(layer.n_in, layer.n_out, density) else { continue };
+                if !tasks.contains(&(at, config.clone())) {
+                    tasks.push((at, config));
+                }
+            }
+        }
+        self.add(tasks).map(drop)
+    }
+
+    /// Projects the layers of `tasks` onto the configs beside them, and keeps what is finite and new.
+    fn add(&mut self, tasks: Vec<(usize, Value)>) -> Result<Vec<Scored>, ConvertError> {
+        let (done, total) = (AtomicUsize::new(0), tasks.len());
+        let project = |(at, config): (usize, Value)| {
+            let layer = &self.layers[at];
+            let moment = self.calibration.and_then(|calibration| calibration.moment(&layer.name));
+            let found = project_onto(layer, &config, seed_of(self.seed, &layer.name), moment)?;
+            (self.progress)(Step::Projected { done: done.fetch_add(1, Ordering::Relaxed) + 1, total });
+            Ok((at, config, found))
+        };
+        let found = in_order(tasks.into_par_iter().map(project))?;
         let mut scored = Vec::with_capacity(found.len());
         for (at, config, mut candidate) in found {
-            if !candidate.is_finite() {
+            let list = &mut self.choices[at];
+            let resolved = candidate.structure.config();
+            if !candidate.is_finite() || list.iter().any(|known| known.structure.config() == resolved) {
                 continue;
             }
-            candidate.cost = cost(&candidate, &layers[at], metric, &mut times)?;
+            candidate.cost = cost(&candidate, &self.layers[at], self.metric, &mut self.times)?;
             scored.push(Scored { at, config, cost: candidate.cost, loss: candidate.loss().powi(2) });
-            choices[at].push(candidate);
+            list.push(candidate);
+        }
+        for list in &mut self.choices {
+            list.sort_by_key(|candidate| candidate.cost);
         }
         Ok(scored)
-    };
-    let first_of = |layer: &Layer| {
-        let same = |other: &Layer| (other.n_in, other.n_out) == (layer.n_in, layer.n_out);
-        layers.iter().position(same).expect("itself at least")
-    };
-    let firsts: Vec<usize> = (0..layers.len()).filter(|&at| first_of(&layers[at]) == at).collect();
-    let tasks: Vec<(usize, Value)> = firsts
-        .iter()
-        .flat_map(|&at| sizes(&layers[at], kinds).into_iter().map(move |config| (at, config)))
-        .collect();
-    let found = tasks.par_iter().map(|(at, config)| project((*at, config)));
-    let scored = add(found.collect::<Result<_, ConvertError>>()?)?;
-    let dense = dense_costs(layers, metric)?;
-    let near: Vec<&Scored> = scored
-        .iter()
-        .filter(|one| {
-            let rivals = scored.iter().filter(|other| other.at == one.at);
-            let least = rivals.clone().filter(|other| other.cost <= one.cost);
-            let least = least.map(|other| other.loss).fold(f64::INFINITY, f64::min);
-            let share = fraction * dense[one.at] as f64;
-            let mut larger = rivals.filter(|other| other.family() == one.family() && other.cost > one.cost);
-            let even = one.cost as f64 <= share && larger.all(|other| other.cost as f64 > share);
-            even || one.loss <= HOPELESS * least
-        })
-        .collect();
-    let rest: Vec<(usize, &Value)> = (0..layers.len())
-        .filter(|at| !firsts.contains(at))
-        .flat_map(|at| {
-            let first = first_of(&layers[at]);
-            near.iter().filter(move |one| one.at == first).map(move |one| (at, &one.config))
-        })
-        .collect();
-    add(rest.into_par_iter().map(project).collect::<Result<_, ConvertError>>()?)?;
-    for list in &mut choices {
-        list.sort_by_key(|candidate| candidate.cost);
     }
-    Ok(choices)
 }
 
 /// How much worse than the best of its cost a size may be on one layer and still be tried on others like it.
@@ -228,16 +271,6 @@ fn sizes(layer: &Layer, kinds: &[&'static StructureKind]) -> Vec<Value> {
         }
     }
     configs
-}
-
-/// What each layer costs dense.
-pub(super) fn dense_costs(layers: &[Layer], metric: Metric) -> Result<Vec<u64>, ConvertError> {
-    let mut times = BTreeMap::new();
-    let dense = |layer: &Layer| {
-        let candidate = project_onto(layer, &"dense".into(), 0, None)?;
-        cost(&candidate, layer, metric, &mut times)
-    };
-    layers.iter().map(dense).collect()
 }
 
 fn cost(

@@ -19,7 +19,7 @@ pub use write::{write, write_dense};
 
 use crate::recipe::RecipeError;
 use budget::choose;
-use candidates::{Layer, project_onto};
+use candidates::{Layer, Pool, project_onto};
 use lacewing_core::{IndexBuffer, structures};
 use lacewing_engine::{DType, Device};
 use lacewing_models::{BuiltModel, ModelConfig};
@@ -80,6 +80,26 @@ pub struct Row {
     pub output_error: Option<f64>,
 }
 
+/// What a conversion within a budget has done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Step {
+    /// Candidates projected, of how many in this pass.
+    Projected {
+        /// So many.
+        done: usize,
+        /// Of so many.
+        total: usize,
+    },
+    /// A choice for all layers was tried.
+    Judged {
+        /// Relative error of its logits.
+        error: f64,
+    },
+}
+
+/// Who hears of [`Step`]s, from several threads.
+pub type Progress<'a> = &'a (dyn Fn(Step) + Sync);
+
 /// Converts the layers of `source` that `plan` selects.
 ///
 /// # Errors
@@ -91,37 +111,36 @@ pub fn convert(
     plan: &Plan,
     calibration: Option<&Calibration>,
 ) -> Result<Converted, ConvertError> {
+    convert_with(source, plan, calibration, &|_| ())
+}
+
+/// As [`convert`], saying how far it is.
+///
+/// # Errors
+///
+/// As [`convert`].
+pub fn convert_with(
+    source: &Source,
+    plan: &Plan,
+    calibration: Option<&Calibration>,
+    progress: Progress<'_>,
+) -> Result<Converted, ConvertError> {
     let layers = select(source, plan)?;
     let chosen = match plan.budget {
         None => by_rule(source, plan, &layers, calibration)?,
         Some((metric, fraction)) if plan.uniform => uniform(plan, &layers, metric, fraction, calibration)?,
-        Some((metric, fraction)) => {
+        Some(spend) => {
             let kinds = families(plan)?;
-            let choices =
-                candidates::within_budget(&layers, &kinds, metric, fraction, plan.seed, calibration)?;
-            let options = choose(&layers, &choices, metric, fraction, source, calibration)?;
-            let mut best: Option<(f64, Vec<Candidate>)> = None;
-            for option in options {
-                // Without calibration the first is taken: the one of the least summed error.
-                let error = match calibration {
-                    Some(calibration) => {
-                        let built = assemble(source, &layers, &option)?.1;
-                        calibration.logit_error(&built)?
-                    }
-                    None => best.as_ref().map_or(0.0, |_| f64::INFINITY),
-                };
-                if best.as_ref().is_none_or(|(least, _)| error < *least) {
-                    best = Some((error, option));
-                }
-            }
-            best.expect("a budget that can be met has a choice").1
+            let mut pool = Pool::new(&layers, &kinds, spend, plan.seed, calibration, progress)?;
+            choose(&mut pool, spend.1, source, calibration, progress)?
         }
     };
     if let Some(at) = chosen.iter().position(|candidate| !candidate.is_finite()) {
         let (layer, structure) = (layers[at].name.clone(), chosen[at].structure.name());
         return Err(ConvertError::Diverged { layer, structure });
     }
-    let (config, built) = assemble(source, &layers, &chosen)?;
+    let replaced: Vec<_> = layers.iter().zip(&chosen).collect();
+    let (config, built) = assemble(source, &replaced)?;
     let rows = layers.iter().zip(&chosen).map(|(layer, candidate)| Row {
         layer: layer.name.clone(),
         from: layer.from.clone(),
@@ -180,7 +199,14 @@ fn by_rule(
         let name = source.tied_to(&layer.name).unwrap_or(&layer.name);
         project_onto(layer, &magnitude_mask(config), candidates::seed_of(plan.seed, name), moment)
     };
-    layers.par_iter().zip(&configs).map(project).collect()
+    in_order(layers.par_iter().zip(&configs).map(project))
+}
+
+/// All results, or the error of the first layer that has one, whichever thread was first.
+fn in_order<T: Send>(
+    results: impl IndexedParallelIterator<Item = Result<T, ConvertError>>,
+) -> Result<Vec<T>, ConvertError> {
+    results.collect::<Vec<_>>().into_iter().collect()
 }
 
 /// The largest size of the one family that fits the same share of every layer.
@@ -202,7 +228,7 @@ fn uniform(
         let moment = calibration.and_then(|calibration| calibration.moment(&layer.name));
         project_onto(layer, &config, candidates::seed_of(plan.seed, &layer.name), moment)
     };
-    layers.par_iter().map(project).collect()
+    in_order(layers.par_iter().map(project))
 }
 
 /// `config` with its mask by magnitude, where the structure has a choice and the config makes none: a trained weight is
@@ -235,19 +261,16 @@ fn families(plan: &Plan) -> Result<Vec<&'static lacewing_core::StructureKind>, C
     plan.to.iter().map(find).collect()
 }
 
-/// The model with `chosen` in the place of `layers`; everything else as it was.
+/// The model with candidates in the place of some layers; everything else as it was.
 fn assemble(
     source: &Source,
-    layers: &[Layer],
-    chosen: &[Candidate],
+    replaced: &[(&Layer, &Candidate)],
 ) -> Result<(ModelConfig, BuiltModel), ConvertError> {
-    let replaced = |name: &str| layers.iter().position(|layer| layer.name == name);
     let (mut rules, mut buffers) = (Vec::new(), Vec::new());
     for info in &source.built.summary.layers {
         let config =
-            match replaced(&info.name) {
-                Some(at) => {
-                    let structure = &chosen[at].structure;
+            match replaced.iter().find(|(layer, _)| layer.name == info.name) {
+                Some((_, Candidate { structure, .. })) => {
                     buffers.extend(structure.buffers().into_iter().map(|buffer| IndexBuffer {
                         name: format!("{}.{}", info.name, buffer.name),
                         ..buffer
@@ -272,7 +295,7 @@ fn assemble(
     let built = config.build(builder.map_err(lacewing_models::ModelError::from)?)?;
     let params = &built.params;
     for (id, info) in params.ids().zip(params.infos()) {
-        let projected = layers.iter().zip(chosen).find_map(|(layer, candidate)| {
+        let projected = replaced.iter().find_map(|(layer, candidate)| {
             let own = info.name.strip_prefix(&layer.name)?.strip_prefix('.')?;
             let at = candidate.structure.params().iter().position(|spec| spec.name == own)?;
             Some(candidate.params[at].iter().map(|&value| value as f32).collect::<Vec<f32>>())

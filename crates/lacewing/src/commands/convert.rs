@@ -2,11 +2,12 @@
 
 use super::{CommandResult, print};
 use crate::cli::ConvertArgs;
+use indicatif::{ProgressBar, ProgressStyle};
 use lacewing::recipes;
 use lacewing_nn::Rules;
 use lacewing_train::convert::{
-    Calibration, ConvertError, Converted, METRICS, Metric, Plan, Source, SourceOptions, convert, write,
-    write_dense,
+    Calibration, ConvertError, Converted, METRICS, Metric, Plan, Source, SourceOptions, Step, convert_with,
+    write, write_dense,
 };
 use lacewing_train::recipe::{Recipe, RecipeError, parse_value};
 use lacewing_train::report::{Align, Table, grouped};
@@ -29,7 +30,19 @@ pub(super) fn run(args: ConvertArgs) -> CommandResult {
         (None, None) => None,
     };
     let calibration = calibrate(&args, &source, recipe.clone())?;
-    let converted = convert(&source, &plan, calibration.as_ref())?;
+    let bar = ProgressBar::new(0);
+    bar.set_style(
+        ProgressStyle::with_template("{pos}/{len} projected  {msg}  {elapsed}").expect("a valid template"),
+    );
+    let converted = convert_with(&source, &plan, calibration.as_ref(), &|step| match step {
+        Step::Projected { done, total } => {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        }
+        Step::Judged { error } => bar.set_message(format!("last choice: logits off by {error:.4}")),
+    });
+    bar.finish_and_clear();
+    let converted = converted?;
     write(&args.out, &source, &converted, recipe)?;
     if args.json {
         let layers = &converted.rows;
