@@ -465,3 +465,35 @@ fn targets_that_are_not_numbers_end() {
         assert!(bare.project(&weight, None).params.iter().flatten().all(|v| v.is_nan()));
     }
 }
+
+#[test]
+fn factors_do_not_cancel() {
+    // A core as wide as the input makes the butterfly before it redundant, so nothing but care bounds its factors. The
+    // inputs are correlated, and all but a few directions of them small.
+    let (n_in, n_out) = (32, 64);
+    let config = serde_json::json!({"structure": "bf_gadget", "k1": n_in, "k2": n_in});
+    let gadget = lacewing_core::build(&config, n_in, n_out, 0, None).unwrap();
+    let weight = draw(n_out * n_in, 1);
+    let mixed = draw(n_in * n_in, 2);
+    let size = |i: usize| 0.5f64.powi(i as i32 / 2);
+    let moment: Vec<f64> = (0..n_in * n_in)
+        .map(|at| {
+            let terms =
+                (0..n_in).map(|t| mixed[at / n_in * n_in + t] * mixed[at % n_in * n_in + t] * size(t));
+            terms.sum::<f64>() + if at / n_in == at % n_in { 1e-4 } else { 0.0 }
+        })
+        .collect();
+    let found = project(&*gadget, &Target::new(n_out, n_in, &weight).with_moment(&moment));
+    let Form::Chain(chain) = gadget.form() else { panic!("not a chain") };
+    let magnitudes: Vec<Vec<f64>> =
+        found.params.iter().map(|values| values.iter().map(|v| v.abs()).collect()).collect();
+    let slices: Vec<&[f64]> = magnitudes.iter().map(Vec::as_slice).collect();
+    let column = |i: usize| {
+        let x = (0..chain.n_in_ext).map(|at| f64::from(u8::from(at == i))).collect();
+        chain.links.iter().fold(x, |x: Vec<f64>, link| link.apply(&slices, &x))
+    };
+    let energy: f64 = (0..n_in).flat_map(column).map(|v| v * v).sum();
+    let growth = (energy / weight.iter().map(|w| w * w).sum::<f64>()).sqrt();
+    assert!(growth < 100.0, "{growth}");
+    assert!(found.output_error.unwrap() < 0.5, "{:?}", found.output_error);
+}

@@ -19,6 +19,9 @@ use crate::{Chain, Link, ParamSpec, Rng, Weights};
 const SWEEPS: usize = 20;
 /// A sweep that lowers the error by less than this share of it is the last.
 const LEAST_GAIN: f64 = 1e-4;
+/// Directions of a factor that meet less than this share of the mean square hardly move in one sweep, lest they get large
+/// values that cancel elsewhere.
+const PROXIMITY: f64 = 1e-2;
 /// Values that the products kept between two walks may have, 512 MiB; beyond, they are computed again when needed.
 const KEPT: usize = 1 << 26;
 
@@ -282,7 +285,7 @@ impl<'a> Problem<'a> {
         let mut residual = wanted;
         residual.iter_mut().zip(normal.apply(&params[param])).for_each(|(r, a)| *r -= a);
         let change = match normal.uncoupled() {
-            true => normal.solve_blocks(&residual),
+            true => normal.solve_blocks(&residual, PROXIMITY),
             false => normal.conjugate_gradients(&residual),
         };
         let (slope, curvature) = (dot(&change, &residual), dot(&change, &normal.apply(&change)));
@@ -395,7 +398,8 @@ mod tests {
                 let (before, behind) =
                     (problem.far_side(true, k, &params), problem.far_side(false, k, &params));
                 let mut solved = params.clone();
-                (0..40).for_each(|_| problem.solve(k, &before, &behind, &mut solved));
+                // What a factor hardly meets comes slowly.
+                (0..1000).for_each(|_| problem.solve(k, &before, &behind, &mut solved));
                 let Link::Blocks { weights: Weights::Param(param) | Weights::Tied { param, .. }, .. } =
                     chain.links[k]
                 else {

@@ -215,15 +215,20 @@ impl<'a> Normal<'a> {
         }
     }
 
-    /// The solution of uncoupled equations: `(Lᵀ L)⁻¹ residual (R M Rᵀ)⁻¹` for each block.
-    pub(super) fn solve_blocks(&self, residual: &[f64]) -> Vec<f64> {
+    /// The solution of uncoupled equations: `(Lᵀ L)⁻¹ residual (R M Rᵀ)⁻¹` for each block, with `proximity` times the mean
+    /// of its diagonal added to either matrix's.
+    pub(super) fn solve_blocks(&self, residual: &[f64], proximity: f64) -> Vec<f64> {
         let Grid { q, p, .. } = self.grid;
         let mut change = Vec::with_capacity(residual.len());
         for (block, residual) in residual.chunks_exact((q * p).max(1)).enumerate() {
             let (row, col) = self.grid.place(block * q * p);
             let own = |side: &Side, first: usize, n: usize| -> Vec<f64> {
                 let index = |i: usize| first + i * self.grid.stride;
-                (0..n * n).map(|at| side.gram[index(at / n) * side.n + index(at % n)]).collect()
+                let mut gram: Vec<f64> =
+                    (0..n * n).map(|at| side.gram[index(at / n) * side.n + index(at % n)]).collect();
+                let mean = gram.iter().step_by(n + 1).sum::<f64>() / n as f64;
+                gram.iter_mut().step_by(n + 1).for_each(|value| *value += proximity * mean);
+                gram
             };
             let half = solve_symmetric(&own(self.right, col, p), residual, p);
             let half = transposed(&half, q, p);
@@ -367,7 +372,7 @@ mod tests {
             assert!(normal.uncoupled());
             let mut rng = Rng::new(6);
             let v: Vec<f64> = (0..groups * stride * q * p).map(|_| rng.normal()).collect();
-            let found = normal.solve_blocks(&normal.apply(&v));
+            let found = normal.solve_blocks(&normal.apply(&v), 0.0);
             let far = found.iter().zip(&v).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(far < 1e-6, "{far:e}");
         }
