@@ -338,6 +338,67 @@ fn a_t2t_vit_is_read_under_its_authors_names_and_under_flys() {
 }
 
 #[test]
+fn logits_that_are_not_numbers_are_an_error() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = dense(&folder.path().join("dense"));
+    let recipe = source.card.as_ref().expect("a card").recipe.clone();
+    let loader = calibration_loader(&recipe, &open_data(&recipe).expect("the digits")).expect("a loader");
+    let calibration = Calibration::collect(&source, &loader, 50).expect("digits fit the model");
+    let params = &source.built.params;
+    let id = params.find("blocks.1.mlp.fc2.bias").expect("a parameter");
+    params.set(id, &vec![f32::MAX; params.info(id).len()]).expect("as many values");
+    params.refresh_copy().expect("the host");
+    let plan = plan(&[json!({"structure": "low_rank", "rank": 2})]);
+    for (error, model) in [
+        (Calibration::collect(&source, &loader, 50).expect_err("no numbers"), "to be converted"),
+        (convert(&source, &plan, Some(&calibration)).expect_err("no numbers"), "converted into low_rank"),
+    ] {
+        assert!(
+            matches!(error, ConvertError::NotFiniteLogits { .. }) && error.to_string().contains(model),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn tied_layers_stay_tied() {
+    let model = json!({"name": "mlp", "image_size": 8, "channels": 1, "hidden": [64, 64], "n_classes": 10});
+    let options = SourceOptions { model: Some(model), ..SourceOptions::default() };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tied.pt");
+    let source = Source::read(&path, &options).expect("every tensor has a place");
+    assert_eq!(source.tied_to("layers.1"), Some("layers.0"));
+    let recipe = parse("tiny", "data: {name: digits, batch_size: 100}", &[]).expect("a recipe");
+    let data = open_data(&recipe).expect("the digits");
+    let loader = calibration_loader(&recipe, &data).expect("a loader");
+    // Other inputs reach the second layer.
+    let calibration = Calibration::collect(&source, &loader, 150).expect("digits fit the model");
+    assert_ne!(calibration.moment("layers.0"), calibration.moment("layers.1"));
+
+    let layers = vec!["layers.*".to_owned()];
+    let by_rule = Plan { layers, ..plan(&[json!({"structure": "low_rank", "rank": 8})]) };
+    let to = vec![json!("low_rank"), json!("unstructured")];
+    let within = Plan { to, budget: Some((Metric::Params, 0.4)), ..by_rule.clone() };
+    for plan in [by_rule, within] {
+        let converted = convert(&source, &plan, Some(&calibration)).expect("it fits");
+        let params = &converted.built.params;
+        let of = |layer: &str| -> Vec<Vec<f32>> {
+            let own = params
+                .ids()
+                .zip(params.infos())
+                .filter(|(_, info)| info.name.starts_with(layer) && !info.name.ends_with("bias"));
+            own.map(|(id, _)| params.master(id).to_f32().expect("on the host")).collect()
+        };
+        assert!(!of("layers.0.").is_empty());
+        assert_eq!(of("layers.0."), of("layers.1."));
+        let buffers = |layer: &str| -> Vec<Vec<u32>> {
+            let own = converted.built.buffers.iter().filter(|buffer| buffer.name.starts_with(layer));
+            own.map(|buffer| buffer.data.clone()).collect()
+        };
+        assert_eq!(buffers("layers.0."), buffers("layers.1."));
+    }
+}
+
+#[test]
 fn training_starts_from_a_converted_model() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let source = dense(&folder.path().join("dense"));

@@ -19,6 +19,9 @@ const ROUNDS: usize = 6;
 /// Ratio of the densities of neighbouring sizes then.
 const STEP: f64 = 1.19;
 
+/// The error of logits that are not finite.
+const BROKEN: f64 = 1e6;
+
 /// What choices are measured with.
 struct Judge<'a> {
     source: &'a Source,
@@ -31,7 +34,8 @@ impl Judge<'_> {
     /// The error of the logits with the layers of `chosen` replaced; dense ones stay as they are.
     fn error(&self, chosen: &[(usize, &Candidate)]) -> Result<f64, ConvertError> {
         let replaced: Vec<_> = chosen.iter().map(|&(at, candidate)| (&self.layers[at], candidate)).collect();
-        self.calibration.logit_error(&assemble(self.source, &replaced)?.1)
+        let error = self.calibration.logit_error(&assemble(self.source, &replaced)?.1)?;
+        Ok(if error.is_finite() { error.min(BROKEN) } else { BROKEN })
     }
 
     fn whole(&self, chosen: &[Candidate]) -> Result<f64, ConvertError> {

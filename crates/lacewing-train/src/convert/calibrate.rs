@@ -24,7 +24,7 @@ impl Calibration {
     ///
     /// # Errors
     ///
-    /// [`ConvertError::Pictures`] for pictures of another shape, and what the data or the device reports.
+    /// [`ConvertError::Pictures`] for pictures of another shape, [`ConvertError::NotFiniteLogits`], and what the data or the device reports.
     pub fn collect(source: &Source, loader: &Loader, samples: usize) -> Result<Self, ConvertError> {
         let built = &source.built;
         let shape = loader.image_shape();
@@ -61,6 +61,10 @@ impl Calibration {
             };
             let cx = Cx::evaluation(built.params.clone()).observed(observe);
             let logits = built.model.forward(&cx, &images)?.value().to_f32()?;
+            if !logits.iter().all(|logit| logit.is_finite()) {
+                let model = "the model to be converted".to_owned();
+                return Err(ConvertError::NotFiniteLogits { model });
+            }
             batches.push((images, logits));
             seen += count;
         }

@@ -198,6 +198,14 @@ pub enum ConvertError {
         /// The structure.
         structure: &'static str,
     },
+    /// A model whose logits are not numbers, although its values are.
+    #[error(
+        "the logits of {model} on the calibration pictures are not finite: products of its weights leave f32's range"
+    )]
+    NotFiniteLogits {
+        /// The model to be converted, or the converted one.
+        model: String,
+    },
     /// Pictures that do not fit the model.
     #[error(
         "the model takes pictures of {expected:?}, the calibration data has {got:?} (channels, height, width)"

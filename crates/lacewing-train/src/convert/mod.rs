@@ -26,6 +26,7 @@ use lacewing_models::{BuiltModel, ModelConfig};
 use lacewing_nn::{ModelBuilder, Rules};
 use rayon::prelude::*;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// What is to be converted into what.
 #[derive(Clone, Debug)]
@@ -126,7 +127,7 @@ pub fn convert_with(
     progress: Progress<'_>,
 ) -> Result<Converted, ConvertError> {
     let layers = select(source, plan)?;
-    let chosen = match plan.budget {
+    let mut chosen = match plan.budget {
         None => by_rule(source, plan, &layers, calibration)?,
         Some((metric, fraction)) if plan.uniform => uniform(plan, &layers, metric, fraction, calibration)?,
         Some(spend) => {
@@ -135,6 +136,13 @@ pub fn convert_with(
             choose(&mut pool, spend.1, source, calibration, progress)?
         }
     };
+    // Layers that share their weight go on sharing it, whatever reaches each of them.
+    for at in 0..layers.len() {
+        let twin = source.tied_to(&layers[at].name);
+        if let Some(twin) = twin.and_then(|twin| layers.iter().position(|layer| layer.name == twin)) {
+            chosen[at] = chosen[twin].clone();
+        }
+    }
     if let Some(at) = chosen.iter().position(|candidate| !candidate.is_finite()) {
         let (layer, structure) = (layers[at].name.clone(), chosen[at].structure.name());
         return Err(ConvertError::Diverged { layer, structure });
@@ -153,6 +161,12 @@ pub fn convert_with(
         output_error: candidate.output_error,
     });
     let logit_error = calibration.map(|calibration| calibration.logit_error(&built)).transpose()?;
+    if logit_error.is_some_and(f64::is_nan) {
+        let structures: BTreeSet<&str> = chosen.iter().map(|one| one.structure.name()).collect();
+        let structures: Vec<&str> = structures.into_iter().collect();
+        let model = format!("the model converted into {}", structures.join(", "));
+        return Err(ConvertError::NotFiniteLogits { model });
+    }
     Ok(Converted { rows: rows.collect(), config, built, logit_error })
 }
 
