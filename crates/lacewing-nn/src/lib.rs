@@ -31,6 +31,7 @@ mod norm;
 mod patch_embed;
 mod residual;
 mod rules;
+mod transformer_block;
 
 pub use attention::{AttentionOptions, MultiHeadAttention};
 pub use conv2d::{Conv2d, Conv2dOptions, channels_first, channels_last, unfold_weight};
@@ -44,3 +45,4 @@ pub use norm::LayerNorm;
 pub use patch_embed::PatchEmbed;
 pub use residual::{ResidualBlock, ResidualStream, run_blocks};
 pub use rules::{Choice, Rules};
+pub use transformer_block::{TransformerBlock, TransformerBlockOptions};

@@ -12,8 +12,9 @@ use lacewing_core::Init;
 use lacewing_engine::ops::{self, Activation, Window};
 use lacewing_engine::{Cx, EngineError, ParamId, Tensor, Var};
 use lacewing_nn::{
-    AttentionOptions, BiasInit, DropPath, Dropout, LayerNorm, Linear, LinearOptions, Mlp, MlpOptions,
-    ModelBuilder, MultiHeadAttention, ResidualBlock, ResidualStream, Scope, channels_last, run_blocks,
+    AttentionOptions, BiasInit, Dropout, LayerNorm, Linear, LinearOptions, Mlp, MlpOptions, ModelBuilder,
+    ResidualBlock, ResidualStream, Scope, TransformerBlock, TransformerBlockOptions, channels_last,
+    run_blocks,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -163,15 +164,6 @@ enum Inputs {
     },
 }
 
-#[derive(Debug)]
-struct Block {
-    norm1: LayerNorm,
-    attn: MultiHeadAttention,
-    norm2: LayerNorm,
-    mlp: Mlp,
-    drop_path: DropPath,
-}
-
 fn build(values: &Value, builder: &mut ModelBuilder) -> Result<Box<dyn Model>> {
     let config: T2tVitConfig = checked(values);
     let T2tVitConfig { channels, n_classes, token_dim, dim, depth, norm_eps, .. } = config;
@@ -201,15 +193,18 @@ fn build(values: &Value, builder: &mut ModelBuilder) -> Result<Box<dyn Model>> {
     let draw = |mut rng: lacewing_core::Rng| (0..dim).map(|_| rng.trunc_normal(STD) as f32).collect();
     let cls_token = root.parameter("cls_token", &[dim], false, draw)?;
     let pos_embed = root.constant("pos_embed", &[n_tokens, dim], || sinusoids(n_tokens, dim))?;
+    let T2tVitConfig { heads, split_qkv, qkv_bias, dropout, drop_path, .. } = config;
+    let attention = AttentionOptions { dim, heads, split_qkv, qkv_bias, dropout, linear };
+    let options = TransformerBlockOptions { attention, hidden, activation, norm_eps, depth, drop_path };
     let blocks = (0..depth).map(|at| {
         let mut scope = root.scope(&format!("blocks.{at}"));
-        let block = Block::new(&mut scope.with_rows(n_tokens), &config, hidden, activation, linear, at)?;
+        let block = TransformerBlock::new(&mut scope.with_rows(n_tokens), options, at)?;
         Ok(Arc::new(block) as Arc<dyn ResidualBlock>)
     });
     let blocks = blocks.collect::<Result<Vec<_>>>()?;
     let norm = LayerNorm::new(&mut root, "norm", dim, norm_eps)?;
     let head = root.linear("head", dim, n_classes, linear)?;
-    let dropout = Dropout::new(config.dropout);
+    let dropout = Dropout::new(dropout);
     Ok(Box::new(T2tVit { config, steps, project, cls_token, pos_embed, dropout, blocks, norm, head }))
 }
 
@@ -338,36 +333,6 @@ impl TokenAttention {
             }
         };
         Ok((v, self.proj.forward(cx, &mixed)?))
-    }
-}
-
-impl Block {
-    fn new(
-        scope: &mut Scope<'_>,
-        config: &T2tVitConfig,
-        hidden: usize,
-        activation: Activation,
-        linear: LinearOptions,
-        at: usize,
-    ) -> Result<Self> {
-        let &T2tVitConfig { dim, heads, split_qkv, qkv_bias, dropout, norm_eps, .. } = config;
-        let attention = AttentionOptions { dim, heads, split_qkv, qkv_bias, dropout, linear };
-        Ok(Self {
-            norm1: LayerNorm::new(scope, "norm1", dim, norm_eps)?,
-            attn: MultiHeadAttention::new(&mut scope.scope("attn"), attention)?,
-            norm2: LayerNorm::new(scope, "norm2", dim, norm_eps)?,
-            mlp: Mlp::new(&mut scope.scope("mlp"), MlpOptions { dim, hidden, activation, dropout, linear })?,
-            drop_path: DropPath::linear(config.drop_path, at, config.depth),
-        })
-    }
-}
-
-impl ResidualBlock for Block {
-    fn forward(&self, cx: &Cx, stream: &mut ResidualStream) -> Result<(), EngineError> {
-        let y = stream.norm(cx, &self.norm1)?;
-        stream.add(cx, self.attn.forward(cx, &y)?, self.drop_path.scale(cx, stream.batch())?)?;
-        let y = stream.norm(cx, &self.norm2)?;
-        stream.add(cx, self.mlp.forward(cx, &y)?, self.drop_path.scale(cx, stream.batch())?)
     }
 }
 

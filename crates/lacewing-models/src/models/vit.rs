@@ -6,11 +6,11 @@
 use super::{activation, below_one, checked, hidden, json, patches, positive, read};
 use crate::{Family, Group, Model, Result, Variant};
 use lacewing_core::Init;
-use lacewing_engine::ops::{self, Activation};
+use lacewing_engine::ops;
 use lacewing_engine::{Cx, EngineError, ParamId, Tensor, Var};
 use lacewing_nn::{
-    AttentionOptions, BiasInit, DropPath, Dropout, LayerNorm, Linear, LinearOptions, Mlp, MlpOptions,
-    ModelBuilder, MultiHeadAttention, PatchEmbed, ResidualBlock, ResidualStream, Scope, run_blocks,
+    AttentionOptions, BiasInit, Dropout, LayerNorm, Linear, LinearOptions, ModelBuilder, PatchEmbed,
+    ResidualBlock, TransformerBlock, TransformerBlockOptions, run_blocks,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -161,15 +161,6 @@ struct Vit {
     head: Linear,
 }
 
-#[derive(Debug)]
-struct Block {
-    norm1: LayerNorm,
-    attn: MultiHeadAttention,
-    norm2: LayerNorm,
-    mlp: Mlp,
-    drop_path: DropPath,
-}
-
 const STD: f64 = 0.02;
 
 fn build(values: &Value, builder: &mut ModelBuilder) -> Result<Box<dyn Model>> {
@@ -199,50 +190,23 @@ fn build(values: &Value, builder: &mut ModelBuilder) -> Result<Box<dyn Model>> {
     let patch_embed = PatchEmbed::new(&mut root, "patch_embed", patch, n_patches, LinearOptions::default())?;
     let hidden = hidden("mlp_ratio", config.mlp_ratio, dim)?;
     let activation = activation(&config.activation)?;
+    let VitConfig { heads, split_qkv, qkv_bias, dropout, drop_path, .. } = config;
+    let attention = AttentionOptions { dim, heads, split_qkv, qkv_bias, dropout, linear };
+    let options = TransformerBlockOptions { attention, hidden, activation, norm_eps, depth, drop_path };
     let blocks = (0..depth).map(|at| {
         let mut scope = root.scope(&format!("blocks.{at}"));
-        let block = Block::new(&mut scope.with_rows(n_tokens), &config, hidden, activation, linear, at)?;
+        let block = TransformerBlock::new(&mut scope.with_rows(n_tokens), options, at)?;
         Ok(Arc::new(block) as Arc<dyn ResidualBlock>)
     });
     let blocks = blocks.collect::<Result<Vec<_>>>()?;
     let norm = LayerNorm::new(&mut root, "norm", dim, norm_eps)?;
     let head = root.linear("head", dim, n_classes, linear)?;
-    let dropout = Dropout::new(config.dropout);
+    let dropout = Dropout::new(dropout);
     Ok(Box::new(Vit { config, patch_embed, cls_token, pos_embed, dropout, blocks, norm, head }))
 }
 
 fn normals(len: usize, mut draw: impl FnMut() -> f64) -> Vec<f32> {
     (0..len).map(|_| draw() as f32).collect()
-}
-
-impl Block {
-    fn new(
-        scope: &mut Scope<'_>,
-        config: &VitConfig,
-        hidden: usize,
-        activation: Activation,
-        linear: LinearOptions,
-        at: usize,
-    ) -> Result<Self> {
-        let &VitConfig { dim, heads, split_qkv, qkv_bias, dropout, norm_eps, .. } = config;
-        let attention = AttentionOptions { dim, heads, split_qkv, qkv_bias, dropout, linear };
-        Ok(Self {
-            norm1: LayerNorm::new(scope, "norm1", dim, norm_eps)?,
-            attn: MultiHeadAttention::new(&mut scope.scope("attn"), attention)?,
-            norm2: LayerNorm::new(scope, "norm2", dim, norm_eps)?,
-            mlp: Mlp::new(&mut scope.scope("mlp"), MlpOptions { dim, hidden, activation, dropout, linear })?,
-            drop_path: DropPath::linear(config.drop_path, at, config.depth),
-        })
-    }
-}
-
-impl ResidualBlock for Block {
-    fn forward(&self, cx: &Cx, stream: &mut ResidualStream) -> Result<(), EngineError> {
-        let y = stream.norm(cx, &self.norm1)?;
-        stream.add(cx, self.attn.forward(cx, &y)?, self.drop_path.scale(cx, stream.batch())?)?;
-        let y = stream.norm(cx, &self.norm2)?;
-        stream.add(cx, self.mlp.forward(cx, &y)?, self.drop_path.scale(cx, stream.batch())?)
-    }
 }
 
 impl Model for Vit {
