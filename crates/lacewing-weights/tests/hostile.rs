@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 
 use lacewing_weights::{WeightFile, WeightsError};
 
+mod containers;
+
+use containers::zip;
+
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
@@ -23,36 +27,6 @@ fn exhaust(bytes: Vec<u8>) -> Result<WeightFile, WeightsError> {
     // 16 times the file and what its entries inflate to, which is 16 MiB and 32 times the file at most.
     assert!(total <= (1 << 20) + 16 * (size + (1 << 24) + 32 * size));
     Ok(file)
-}
-
-/// A zip archive of stored entries.
-fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
-    let (mut out, mut directory) = (Vec::new(), Vec::new());
-    for (name, data) in entries {
-        let mut fields = vec![20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        for number in [data.len() as u32, data.len() as u32] {
-            fields.extend(number.to_le_bytes());
-        }
-        fields.extend((name.len() as u16).to_le_bytes());
-        fields.extend([0, 0]);
-        directory.extend(b"PK\x01\x02\x14\x00");
-        directory.extend(&fields);
-        directory.extend([0; 10]);
-        directory.extend((out.len() as u32).to_le_bytes());
-        directory.extend(name.as_bytes());
-        out.extend(b"PK\x03\x04");
-        out.extend(fields);
-        out.extend(name.as_bytes());
-        out.extend(*data);
-    }
-    let (start, size) = (out.len() as u32, directory.len() as u32);
-    out.extend(directory);
-    out.extend(b"PK\x05\x06\0\0\0\0");
-    out.extend([entries.len() as u8, 0, entries.len() as u8, 0]);
-    out.extend(size.to_le_bytes());
-    out.extend(start.to_le_bytes());
-    out.extend([0, 0]);
-    out
 }
 
 /// A checkpoint of that pickle and one storage of 6 floats under the key "0".
