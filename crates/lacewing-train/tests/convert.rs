@@ -380,6 +380,7 @@ fn tied_layers_stay_tied() {
     let within = Plan { to, budget: Some((Metric::Params, 0.4)), ..by_rule.clone() };
     for plan in [by_rule, within] {
         let converted = convert(&source, &plan, Some(&calibration)).expect("it fits");
+        assert!(spent(&converted) <= plan.budget.map_or(1.0, |(_, fraction)| fraction));
         let params = &converted.built.params;
         let of = |layer: &str| -> Vec<Vec<f32>> {
             let own = params

@@ -200,6 +200,7 @@ mod tests {
             params.iter().map(|values| values.iter().map(|v| v * v).sum::<f64>().sqrt()).collect();
         assert!(norms.iter().all(|norm| norm / norms[0] < 10.0 && norms[0] / norm < 10.0), "{norms:?}");
     }
+
     #[test]
     fn channels_that_nothing_reads_stay_in_range() {
         let mut rng = Rng::new(5);
@@ -221,6 +222,7 @@ mod tests {
             assert!(values.iter().any(|v| v.abs() > 1e-3), "{values:?}");
         }
     }
+
     #[test]
     fn weights_without_an_effect_do_not_decide() {
         // A butterfly of 2 × 2 blocks whose outputs beyond the first two are cut off, and have grown.

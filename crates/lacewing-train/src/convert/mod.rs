@@ -136,13 +136,7 @@ pub fn convert_with(
             choose(&mut pool, spend.1, source, calibration, progress)?
         }
     };
-    // Layers that share their weight go on sharing it, whatever reaches each of them.
-    for at in 0..layers.len() {
-        let twin = source.tied_to(&layers[at].name);
-        if let Some(twin) = twin.and_then(|twin| layers.iter().position(|layer| layer.name == twin)) {
-            chosen[at] = chosen[twin].clone();
-        }
-    }
+    tie(source, &layers, &mut chosen);
     if let Some(at) = chosen.iter().position(|candidate| !candidate.is_finite()) {
         let (layer, structure) = (layers[at].name.clone(), chosen[at].structure.name());
         return Err(ConvertError::Diverged { layer, structure });
@@ -168,6 +162,23 @@ pub fn convert_with(
         return Err(ConvertError::NotFiniteLogits { model });
     }
     Ok(Converted { rows: rows.collect(), config, built, logit_error })
+}
+
+/// Gives layers that share their weight the cheapest of what was chosen for them, whatever reaches each: they go on sharing
+/// it, and a budget that was kept stays kept.
+fn tie(source: &Source, layers: &[Layer], chosen: &mut [Candidate]) {
+    let first_of = |name: &str| {
+        let name = source.tied_to(name).unwrap_or(name);
+        layers.iter().position(|layer| layer.name == name)
+    };
+    let firsts: Vec<Option<usize>> = layers.iter().map(|layer| first_of(&layer.name)).collect();
+    for first in (0..layers.len()).filter(|&at| firsts[at] == Some(at)) {
+        let twins: Vec<usize> = (first..layers.len()).filter(|&at| firsts[at] == Some(first)).collect();
+        let cheapest = twins.iter().copied().min_by_key(|&at| chosen[at].cost).expect("itself at least");
+        for at in twins.into_iter().filter(|&at| at != cheapest) {
+            chosen[at] = chosen[cheapest].clone();
+        }
+    }
 }
 
 /// The layers that are to be converted, in the model's order.
