@@ -4,21 +4,22 @@
 //! `tr((W − L F R) M (W − L F R)ᵀ)` is least where `Lᵀ L F R M Rᵀ = Lᵀ W M Rᵀ` on the support of F (M = 1 without
 //! calibration). One sweep solves for every factor, first to last and back (the ALS initialization of Lin et al.,
 //! *Deformable Butterfly*, 2021, by normal equations instead of a design matrix). The start is the hierarchical
-//! factorization where it applies, else a seeded draw.
+//! factorization where it applies, else a seeded draw. Sweeps soon creep; [`super::descent`] takes over.
 //!
 //! Cost of a sweep for `n × n`, ℓ factors and z stored values in all: about `10 n z`, and a few times that with M.
 
 use lacewing_linalg::matmul;
 
 use super::balance::balance;
+use super::descent::Objective;
 use super::normal_equations::{Grid, Normal, Side, dot};
 use super::{Target, hierarchical};
 use crate::{Chain, Link, ParamSpec, Rng, Weights};
 
 /// Sweeps at most.
 const SWEEPS: usize = 20;
-/// A sweep that lowers the error by less than this share of it is the last.
-const LEAST_GAIN: f64 = 1e-4;
+/// A sweep that lowers the error by less than this share of it is the last: the descent goes on from there.
+const LEAST_GAIN: f64 = 0.05;
 /// Directions of a factor that meet less than this share of the mean square hardly move in one sweep, lest they get large
 /// values that cancel elsewhere.
 const PROXIMITY: f64 = 1e-2;
@@ -59,7 +60,9 @@ pub(crate) fn project(chain: &Chain, specs: &[ParamSpec], target: &Target<'_>) -
         }
     }
     balance(chain, &mut best.1);
-    best.1
+    let mut params = Objective::new(chain, target).descend(best.1, floor);
+    balance(chain, &mut params);
+    params
 }
 
 /// One array a spec: those that the chain does not use are zero.
@@ -312,7 +315,7 @@ fn padded_identity(rows: usize, cols: usize) -> Vec<f64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use lacewing_linalg::transposed;
 
     use super::*;
@@ -324,7 +327,7 @@ mod tests {
     }
 
     /// Chains of every kind of link, with the lengths of their parameters.
-    fn chains() -> Vec<(Chain, Vec<usize>)> {
+    pub(in super::super) fn chains() -> Vec<(Chain, Vec<usize>)> {
         let butterfly = |n_in, n_out| {
             let links: Vec<Link> = (0..3).map(|k| Link::strided(k, 4 >> k, 1 << k, 2, 2)).collect();
             (Chain { n_in, n_in_ext: 8, n_out_ext: 8, n_out, links }, vec![16; 3])
@@ -344,7 +347,11 @@ mod tests {
     }
 
     /// A random problem: target, moment, parameters.
-    fn random(chain: &Chain, sizes: &[usize], seed: u64) -> (Vec<f64>, Vec<f64>, Vec<Vec<f64>>) {
+    pub(in super::super) fn random(
+        chain: &Chain,
+        sizes: &[usize],
+        seed: u64,
+    ) -> (Vec<f64>, Vec<f64>, Vec<Vec<f64>>) {
         let n = chain.n_in;
         let half = normals(n * n, seed);
         let moment = matmul(&half, &transposed(&half, n, n), (n, n, n));

@@ -3,11 +3,12 @@
 //! Nearest is meant in the Frobenius norm, or, given the second moment `M = E[x xᵀ]` of the layer's inputs, in the mean
 //! square of the outputs: `tr((W − Ŵ) M (W − Ŵ)ᵀ)`. A structure with an optimum in closed form computes it in
 //! [`crate::Structure::project`]; the others go by their [`Form`]: a pattern by least squares on its places, a chain
-//! by alternating least squares over its factors, a sum by alternating between its branches.
+//! by alternating least squares over its factors and descent on all of them, a sum by alternating between its branches.
 
 mod alternating;
 mod balance;
 mod complex;
+mod descent;
 mod hierarchical;
 pub(crate) mod low_rank;
 mod moment;
