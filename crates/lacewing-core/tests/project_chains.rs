@@ -336,6 +336,17 @@ fn random_matrices_get_nearer_by_alternating() {
 }
 
 #[test]
+fn channels_that_a_start_leaves_at_zero_are_used() {
+    let config = serde_json::json!({"structure": "block_butterfly", "block": 4, "increasing": true});
+    let structure = lacewing_core::build(&config, 128, 32, 0, None).unwrap();
+    let weight = draw(128 * 32, 3);
+    let target = Target::new(32, 128, &weight);
+    let error = project(&*structure, &target).error;
+    let share = structure.counts().parameters as f64 / (128.0 * 32.0);
+    assert!(error < (1.0 - 0.5 * share.min(1.0)).sqrt(), "{error} with {share} of the values");
+}
+
+#[test]
 fn small_and_ragged_shapes_have_projections() {
     for (n_in, n_out) in [(1, 1), (1, 5), (5, 1), (3, 2), (7, 13), (11, 11)] {
         for increasing in [true, false] {

@@ -23,6 +23,10 @@ const LEAST_GAIN: f64 = 0.05;
 /// Directions of a factor that meet less than this share of the mean square hardly move in one sweep, lest they get large
 /// values that cancel elsewhere.
 const PROXIMITY: f64 = 1e-2;
+/// Noise of a start, as a share of each factor's root mean square.
+const NOISE: f64 = 0.03;
+/// A start with a smaller share of the target's energy is the solution already.
+const EXACT: f64 = 1e-12;
 /// Values that the products kept between two walks may have, 512 MiB; beyond, they are computed again when needed.
 const KEPT: usize = 1 << 26;
 
@@ -41,6 +45,11 @@ pub(crate) fn project(chain: &Chain, specs: &[ParamSpec], target: &Target<'_>) -
     let mut best = (problem.objective(&params), params.clone());
     // Below that the error is rounding.
     let floor = 1e-26 * problem.energy;
+    let start = best.clone();
+    if best.0 > EXACT * problem.energy {
+        stir(&mut params);
+        best = (problem.objective(&params), params.clone());
+    }
     let mut kept = Vec::new();
     problem.walk(false, &mut kept, &mut params, false);
     for _ in 0..SWEEPS {
@@ -61,10 +70,23 @@ pub(crate) fn project(chain: &Chain, specs: &[ParamSpec], target: &Target<'_>) -
     }
     balance(chain, &mut best.1);
     let mut params = Objective::new(chain, target).descend(best.1, floor);
+    if problem.objective(&params) > start.0 {
+        params = start.1;
+    }
     balance(chain, &mut params);
     params
 }
 
+/// Adds noise to every factor. A start leaves channels at 0 on both sides, where outputs are cut off: neither side has a
+/// gradient there, so they would stay so.
+fn stir(params: &mut [Vec<f64>]) {
+    let rng = Rng::new(0).fork("noise of a start");
+    for (at, values) in params.iter_mut().enumerate() {
+        let mut rng = rng.fork(&at.to_string());
+        let std = NOISE * (dot(values, values) / values.len().max(1) as f64).sqrt();
+        values.iter_mut().for_each(|value| *value += std * rng.normal());
+    }
+}
 /// One array a spec: those that the chain does not use are zero.
 fn sized(mut params: Vec<Vec<f64>>, specs: &[ParamSpec]) -> Vec<Vec<f64>> {
     params.resize(specs.len(), Vec::new());
