@@ -4,19 +4,26 @@
 //! units of blocks and its values at `values[b]`, row-major. Kernels stand in [`KERNELS`]; the first that accepts a
 //! [`Blocks`] runs.
 
+mod elements;
+mod order;
 mod panels;
 mod reference;
 
+use order::Order;
 use thiserror::Error;
 
-/// A block-sparse weight's pattern, checked once so that kernels need not.
-#[derive(Debug, Clone, Copy)]
-pub struct Blocks<'a> {
+/// A block-sparse weight's pattern: checked and put in order once, so that products need not.
+#[derive(Debug, Clone)]
+pub struct Blocks {
     br: usize,
     bc: usize,
     n_out: usize,
     n_in: usize,
-    positions: &'a [(u32, u32)],
+    positions: Vec<(u32, u32)>,
+    /// By block rows, for the forward product.
+    by_row: Order,
+    /// By block columns, for the input gradient.
+    by_col: Order,
 }
 
 /// What disagrees in a block-sparse product.
@@ -66,7 +73,7 @@ pub enum DsdError {
     },
 }
 
-impl<'a> Blocks<'a> {
+impl Blocks {
     /// Blocks of `(br, bc)` of a weight of `(n_out, n_in)`, at strictly increasing row-major `positions`.
     ///
     /// # Errors
@@ -75,7 +82,7 @@ impl<'a> Blocks<'a> {
     pub fn new(
         (br, bc): (usize, usize),
         (n_out, n_in): (usize, usize),
-        positions: &'a [(u32, u32)],
+        positions: Vec<(u32, u32)>,
     ) -> Result<Self, DsdError> {
         if br == 0 || bc == 0 || !n_out.is_multiple_of(br) || !n_in.is_multiple_of(bc) {
             return Err(DsdError::Indivisible { br, bc, n_out, n_in });
@@ -89,7 +96,16 @@ impl<'a> Blocks<'a> {
                 return Err(DsdError::Order { block });
             }
         }
-        Ok(Self { br, bc, n_out, n_in, positions })
+        let by_row = Order::new(rows, positions.iter().copied());
+        let by_col = Order::new(cols, positions.iter().map(|&(row, col)| (col, row)));
+        let (by_row, by_col) =
+            if br * bc == 1 { (by_row.in_runs(cols), by_col.in_runs(rows)) } else { (by_row, by_col) };
+        Ok(Self { br, bc, n_out, n_in, positions, by_row, by_col })
+    }
+
+    /// Block row and block column of every block.
+    pub fn positions(&self) -> &[(u32, u32)] {
+        &self.positions
     }
 
     /// Stored values.
@@ -123,17 +139,17 @@ pub struct Kernel {
     /// `product/kernel`, shown in logs and benches.
     pub name: &'static str,
     /// Whether it takes these blocks.
-    pub accepts: fn(&Blocks<'_>) -> bool,
-    forward: fn(&Blocks<'_>, &[f32], &[f32], &mut [f32], bool),
-    input_gradient: fn(&Blocks<'_>, &[f32], &[f32], &mut [f32], bool),
-    weight_gradient: fn(&Blocks<'_>, &[f32], &[f32], &mut [f32]),
+    pub accepts: fn(&Blocks) -> bool,
+    forward: fn(&Blocks, &[f32], &[f32], &mut [f32], bool),
+    input_gradient: fn(&Blocks, &[f32], &[f32], &mut [f32], bool),
+    weight_gradient: fn(&Blocks, &[f32], &[f32], &mut [f32]),
 }
 
 /// Every kernel, best first; the last takes anything.
-pub static KERNELS: &[Kernel] = &[panels::KERNEL, reference::KERNEL];
+pub static KERNELS: &[Kernel] = &[elements::KERNEL, panels::KERNEL, reference::KERNEL];
 
 /// The first kernel of [`KERNELS`] that takes `blocks`.
-pub fn select(blocks: &Blocks<'_>) -> &'static Kernel {
+pub fn select(blocks: &Blocks) -> &'static Kernel {
     let accepting = KERNELS.iter().find(|kernel| (kernel.accepts)(blocks));
     accepting.unwrap_or(&reference::KERNEL)
 }
@@ -146,7 +162,7 @@ impl Kernel {
     /// [`DsdError::Len`] names the first operand that does not fit.
     pub fn forward(
         &self,
-        blocks: &Blocks<'_>,
+        blocks: &Blocks,
         values: &[f32],
         x: &[f32],
         y: &mut [f32],
@@ -165,7 +181,7 @@ impl Kernel {
     /// [`DsdError::Len`] names the first operand that does not fit.
     pub fn input_gradient(
         &self,
-        blocks: &Blocks<'_>,
+        blocks: &Blocks,
         values: &[f32],
         dy: &[f32],
         dx: &mut [f32],
@@ -184,7 +200,7 @@ impl Kernel {
     /// [`DsdError::Len`] names the first operand that does not fit.
     pub fn weight_gradient(
         &self,
-        blocks: &Blocks<'_>,
+        blocks: &Blocks,
         dy: &[f32],
         x: &[f32],
         dvalues: &mut [f32],

@@ -5,6 +5,7 @@
 //! gradient, transposed once per call for the forward product. The weight gradient sweeps the rows in runs that
 //! fit the second cache and copies the two strips of a block side by side, out of the way of cache conflicts.
 
+use super::order::Order;
 use super::{Blocks, Kernel};
 use crate::scratch::scratch;
 use crate::simd::{Isa, Vectorize, dispatch};
@@ -20,7 +21,7 @@ const RUN_ROWS: usize = 64;
 /// Tasks that the weight gradient's blocks are dealt to.
 const GRADIENT_TASKS: usize = 16;
 
-fn forward(blocks: &Blocks<'_>, values: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
+fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
     let (br, bc) = (blocks.br, blocks.bc);
     scratch(values.len(), |panels| {
         let step = blocks.positions.len().div_ceil(GRADIENT_TASKS).max(1) * br * bc;
@@ -33,46 +34,17 @@ fn forward(blocks: &Blocks<'_>, values: &[f32], x: &[f32], y: &mut [f32], accumu
                 }
             }
         });
-        let groups = Groups::new(blocks.n_out / br, blocks.positions.iter().map(|&(row, col)| (row, col)));
-        products(&groups, panels, (bc, br), (x, blocks.n_in), (y, blocks.n_out), accumulate);
+        products(&blocks.by_row, panels, (bc, br), (x, blocks.n_in), (y, blocks.n_out), accumulate);
     });
 }
 
-fn input_gradient(blocks: &Blocks<'_>, values: &[f32], dy: &[f32], dx: &mut [f32], accumulate: bool) {
+fn input_gradient(blocks: &Blocks, values: &[f32], dy: &[f32], dx: &mut [f32], accumulate: bool) {
     let (br, bc) = (blocks.br, blocks.bc);
-    let groups = Groups::new(blocks.n_in / bc, blocks.positions.iter().map(|&(row, col)| (col, row)));
-    products(&groups, values, (br, bc), (dy, blocks.n_out), (dx, blocks.n_in), accumulate);
-}
-
-/// The blocks of every output group, in the order they lie.
-struct Groups {
-    /// Group `g` is `entries[starts[g]..starts[g + 1]]`.
-    starts: Vec<usize>,
-    /// (Block, the block of inputs that it reads.)
-    entries: Vec<(usize, usize)>,
-}
-
-impl Groups {
-    fn new(count: usize, places: impl Iterator<Item = (u32, u32)> + Clone) -> Self {
-        let mut starts = vec![0; count + 1];
-        for (group, _) in places.clone() {
-            starts[group as usize + 1] += 1;
-        }
-        for g in 0..count {
-            starts[g + 1] += starts[g];
-        }
-        let mut next = starts.clone();
-        let mut entries = vec![(0, 0); starts[count]];
-        for (block, (group, input)) in places.enumerate() {
-            entries[next[group as usize]] = (block, input as usize);
-            next[group as usize] += 1;
-        }
-        Self { starts, entries }
-    }
+    products(&blocks.by_col, values, (br, bc), (dy, blocks.n_out), (dx, blocks.n_in), accumulate);
 }
 
 fn products(
-    groups: &Groups,
+    groups: &Order,
     panels: &[f32],
     (inner, width): (usize, usize),
     (x, x_stride): (&[f32], usize),
@@ -91,7 +63,7 @@ fn products(
 
 /// `y[:, group] (+)= Σ x[:, input block] · panel` over the blocks of every group.
 struct Products<'a> {
-    groups: &'a Groups,
+    groups: &'a Order,
     panels: &'a [f32],
     inner: usize,
     width: usize,
@@ -198,8 +170,7 @@ impl Products<'_> {
                 }
             }
         }
-        for &(block, input) in &self.groups.entries[self.groups.starts[group]..self.groups.starts[group + 1]]
-        {
+        for (block, input) in self.groups.of(group) {
             let x: [&[f32]; R] =
                 std::array::from_fn(|r| &self.x[(row + r) * self.x_stride + input * inner..][..inner]);
             let panel = &self.panels[block * inner * width..][..inner * width];
@@ -224,7 +195,7 @@ impl Products<'_> {
     }
 }
 
-fn weight_gradient(blocks: &Blocks<'_>, dy: &[f32], x: &[f32], dvalues: &mut [f32]) {
+fn weight_gradient(blocks: &Blocks, dy: &[f32], x: &[f32], dvalues: &mut [f32]) {
     let (br, bc) = (blocks.br, blocks.bc);
     let step = blocks.positions.len().div_ceil(GRADIENT_TASKS).max(1);
     let tasks = dvalues.par_chunks_mut(step * br * bc).zip(blocks.positions.par_chunks(step));

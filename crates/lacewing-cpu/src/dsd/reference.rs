@@ -34,7 +34,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     },
 };
 
-impl Blocks<'_> {
+impl Blocks {
     /// Calls `f(slot, output, input)` for every stored value: the definition of the format.
     pub(super) fn for_each(&self, mut f: impl FnMut(usize, usize, usize)) {
         let (br, bc) = (self.br, self.bc);

@@ -40,65 +40,83 @@ fn every_kernel_meets_the_oracle_at_every_level() {
         [(1, 1), (2, 3), (4, 8), (8, 4), (16, 16), (17, 15), (32, 32), (33, 31), (64, 64), (40, 100)];
     for (at, (br, bc)) in blocks.into_iter().enumerate() {
         let (grid_rows, grid_cols) = [(3, 4), (1, 1), (4, 2)][at % 3];
-        let (n_out, n_in) = (grid_rows * br, grid_cols * bc);
         let positions = some_positions(grid_rows, grid_cols);
-        let blocks = Blocks::new((br, bc), (n_out, n_in), &positions).unwrap();
-        let values = uniform(1, blocks.nnz_values());
-        for rows in [0, 1, 5, 13, 100] {
-            let (x, dy) = (uniform(2, rows * n_in), uniform(3, rows * n_out));
-            let (y0, dx0) = (uniform(4, rows * n_out), uniform(5, rows * n_in));
-            let dw0 = uniform(6, values.len());
-            let zeros = |like: &[f32]| Oracle::starting_at(&vec![0.0; like.len()]);
-            let (mut y_sum, mut dx_sum) = (zeros(&y0), zeros(&dx0));
-            let (mut y_more, mut dx_more) = (Oracle::starting_at(&y0), Oracle::starting_at(&dx0));
-            let mut dw_sum = Oracle::starting_at(&dw0);
-            blocks.for_each(|slot, o, i| {
-                for r in 0..rows {
-                    let (x, dy) = (x[r * n_in + i], dy[r * n_out + o]);
-                    y_sum.add(r * n_out + o, values[slot], x);
-                    y_more.add(r * n_out + o, values[slot], x);
-                    dx_sum.add(r * n_in + i, values[slot], dy);
-                    dx_more.add(r * n_in + i, values[slot], dy);
-                    dw_sum.add(slot, dy, x);
-                }
-            });
-            for (kernel, level) in
-                KERNELS.iter().flat_map(|k| Level::available().into_iter().map(move |l| (k, l)))
-            {
-                let what = format!("{} at {level:?}, blocks {br}x{bc}, {rows} rows", kernel.name);
-                with_level(level, || {
-                    let mut y = vec![f32::NAN; y0.len()];
-                    kernel.forward(&blocks, &values, &x, &mut y, false).unwrap();
-                    y_sum.check(&y, n_in, &what);
-                    y.copy_from_slice(&y0);
-                    kernel.forward(&blocks, &values, &x, &mut y, true).unwrap();
-                    y_more.check(&y, n_in, &what);
-                    let mut dx = vec![f32::NAN; dx0.len()];
-                    kernel.input_gradient(&blocks, &values, &dy, &mut dx, false).unwrap();
-                    dx_sum.check(&dx, n_out, &what);
-                    dx.copy_from_slice(&dx0);
-                    kernel.input_gradient(&blocks, &values, &dy, &mut dx, true).unwrap();
-                    dx_more.check(&dx, n_out, &what);
-                    let mut dw = dw0.clone();
-                    kernel.weight_gradient(&blocks, &dy, &x, &mut dw).unwrap();
-                    dw_sum.check(&dw, rows, &what);
-                });
+        let blocks = Blocks::new((br, bc), (grid_rows * br, grid_cols * bc), positions).unwrap();
+        meets_the_oracle(&blocks, &[0, 1, 5, 13, 100]);
+    }
+}
+
+#[test]
+fn single_values_meet_the_oracle_in_runs_and_without() {
+    // 2,000 inputs of dense weights are cut into runs, as are those of every second weight; sparser ones are not.
+    for (n_out, n_in, keep) in [(7, 2000, 1), (300, 500, 2), (45, 600, 97), (600, 33, 5), (1, 130, 1)] {
+        let places = (0..n_out as u32).flat_map(|o| (0..n_in as u32).map(move |i| (o, i)));
+        let positions = places.filter(|(o, i)| (o * 31 + i * 17) % keep == 0).collect();
+        let blocks = Blocks::new((1, 1), (n_out, n_in), positions).unwrap();
+        meets_the_oracle(&blocks, &[1, 3, 40, 150]);
+    }
+}
+
+/// Every kernel that accepts, at every level.
+fn meets_the_oracle(blocks: &Blocks, all_rows: &[usize]) {
+    let (n_in, n_out) = (blocks.n_in, blocks.n_out);
+    let values = uniform(1, blocks.nnz_values());
+    for &rows in all_rows {
+        let (x, dy) = (uniform(2, rows * n_in), uniform(3, rows * n_out));
+        let (y0, dx0) = (uniform(4, rows * n_out), uniform(5, rows * n_in));
+        let dw0 = uniform(6, values.len());
+        let zeros = |like: &[f32]| Oracle::starting_at(&vec![0.0; like.len()]);
+        let (mut y_sum, mut dx_sum) = (zeros(&y0), zeros(&dx0));
+        let (mut y_more, mut dx_more) = (Oracle::starting_at(&y0), Oracle::starting_at(&dx0));
+        let mut dw_sum = Oracle::starting_at(&dw0);
+        blocks.for_each(|slot, o, i| {
+            for r in 0..rows {
+                let (x, dy) = (x[r * n_in + i], dy[r * n_out + o]);
+                y_sum.add(r * n_out + o, values[slot], x);
+                y_more.add(r * n_out + o, values[slot], x);
+                dx_sum.add(r * n_in + i, values[slot], dy);
+                dx_more.add(r * n_in + i, values[slot], dy);
+                dw_sum.add(slot, dy, x);
             }
+        });
+        let accepting = KERNELS.iter().filter(|kernel| (kernel.accepts)(blocks));
+        for (kernel, level) in accepting.flat_map(|k| Level::available().into_iter().map(move |l| (k, l))) {
+            let what = format!(
+                "{} at {level:?}, blocks {}x{} of {n_out}x{n_in}, {rows} rows",
+                kernel.name, blocks.br, blocks.bc
+            );
+            with_level(level, || {
+                let mut y = vec![f32::NAN; y0.len()];
+                kernel.forward(blocks, &values, &x, &mut y, false).unwrap();
+                y_sum.check(&y, n_in, &what);
+                y.copy_from_slice(&y0);
+                kernel.forward(blocks, &values, &x, &mut y, true).unwrap();
+                y_more.check(&y, n_in, &what);
+                let mut dx = vec![f32::NAN; dx0.len()];
+                kernel.input_gradient(blocks, &values, &dy, &mut dx, false).unwrap();
+                dx_sum.check(&dx, n_out, &what);
+                dx.copy_from_slice(&dx0);
+                kernel.input_gradient(blocks, &values, &dy, &mut dx, true).unwrap();
+                dx_more.check(&dx, n_out, &what);
+                let mut dw = dw0.clone();
+                kernel.weight_gradient(blocks, &dy, &x, &mut dw).unwrap();
+                dw_sum.check(&dw, rows, &what);
+            });
         }
     }
 }
 
 #[test]
 fn what_does_not_fit_is_named() {
-    let error = |size, shape, positions: &[(u32, u32)]| Blocks::new(size, shape, positions).unwrap_err();
+    let error =
+        |size, shape, positions: &[(u32, u32)]| Blocks::new(size, shape, positions.to_vec()).unwrap_err();
     assert_eq!(error((4, 0), (8, 8), &[]), DsdError::Indivisible { br: 4, bc: 0, n_out: 8, n_in: 8 });
     assert_eq!(error((4, 3), (8, 8), &[]), DsdError::Indivisible { br: 4, bc: 3, n_out: 8, n_in: 8 });
     let outside = DsdError::Outside { block: 1, row: 1, col: 2, rows: 2, cols: 2 };
     assert_eq!(error((4, 4), (8, 8), &[(0, 0), (1, 2)]), outside);
     assert_eq!(error((4, 4), (8, 8), &[(1, 0), (0, 1)]), DsdError::Order { block: 1 });
     assert_eq!(error((4, 4), (8, 8), &[(1, 0), (1, 0)]), DsdError::Order { block: 1 });
-    let positions = [(0, 1)];
-    let blocks = Blocks::new((4, 4), (8, 8), &positions).unwrap();
+    let blocks = Blocks::new((4, 4), (8, 8), vec![(0, 1)]).unwrap();
     let short = select(&blocks).forward(&blocks, &[0.0; 15], &[], &mut [], false);
     assert_eq!(short, Err(DsdError::Len { operand: "values", expected: 16, got: 15 }));
     let short = select(&blocks).forward(&blocks, &[0.0; 16], &[0.0; 16], &mut [0.0; 8], false);

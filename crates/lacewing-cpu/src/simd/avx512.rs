@@ -98,6 +98,16 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn interleave(self, a: __m512, b: __m512) -> (__m512, __m512) {
+        // SAFETY: `self` proves AVX-512 F.
+        let low = unsafe { _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23) };
+        // SAFETY: as above.
+        let high = unsafe { _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31) };
+        // SAFETY: as above; the indices are lanes of the two.
+        unsafe { (_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b)) }
+    }
+
+    #[inline(always)]
     fn neg(self, a: __m512) -> __m512 {
         let sign = self.splat(-0.0);
         // SAFETY: `self` proves AVX-512 DQ.

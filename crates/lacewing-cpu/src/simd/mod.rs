@@ -87,6 +87,32 @@ pub trait Isa: Copy + Send + Sync + 'static {
         to.copy_from_slice(&lanes[..to.len()]);
     }
 
+    /// `a₀ b₀ a₁ b₁ …` in two registers.
+    #[inline(always)]
+    fn interleave(self, a: Self::V, b: Self::V) -> (Self::V, Self::V) {
+        let (mut x, mut y, mut lanes) = ([0.0; MAX_LANES], [0.0; MAX_LANES], [0.0; 2 * MAX_LANES]);
+        self.store(&mut x, a);
+        self.store(&mut y, b);
+        for i in 0..Self::LANES {
+            (lanes[2 * i], lanes[2 * i + 1]) = (x[i], y[i]);
+        }
+        (self.load(&lanes), self.load(&lanes[Self::LANES..]))
+    }
+
+    /// Lane `j` of register `i` to lane `i` of register `j`, for the first `LANES` registers.
+    #[inline(always)]
+    fn transpose(self, tile: &mut [Self::V; MAX_LANES]) {
+        let half = Self::LANES / 2;
+        let mut round = 1;
+        while round < Self::LANES {
+            let from = *tile;
+            for i in 0..half {
+                (tile[2 * i], tile[2 * i + 1]) = self.interleave(from[i], from[i + half]);
+            }
+            round *= 2;
+        }
+    }
+
     /// The sum of the lanes, added in halves.
     #[inline(always)]
     fn reduce_add(self, v: Self::V) -> f32 {

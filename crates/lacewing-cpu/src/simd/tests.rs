@@ -38,6 +38,18 @@ impl Vectorize for Check {
         assert_eq!(isa.reduce_max(isa.neg(isa.add(vn, isa.splat(2.0)))), -2.0, "reduce_max at {level:?}");
         let fused = lanes(isa.mul_add(vn, vn, isa.splat(-1.0)));
         assert_eq!(fused, n.iter().map(|n| n * n - 1.0).collect::<Vec<_>>(), "mul_add at {level:?}");
+        let (low, high) = isa.interleave(va, vb);
+        let mixed: Vec<f32> = a.iter().zip(&b).flat_map(|(a, b)| [*a, *b]).collect();
+        assert_eq!([lanes(low), lanes(high)].concat(), mixed, "interleave at {level:?}");
+        let mut tile = [isa.splat(0.0); MAX_LANES];
+        for (i, row) in tile.iter_mut().enumerate() {
+            *row = isa.add(isa.mul(vn, isa.splat(100.0)), isa.splat(i as f32));
+        }
+        isa.transpose(&mut tile);
+        for (j, row) in tile[..I::LANES].iter().enumerate() {
+            let column: Vec<f32> = (0..I::LANES).map(|i| (100 * j + i) as f32).collect();
+            assert_eq!(lanes(*row), column, "transpose at {level:?}");
+        }
         for power in [-149.0, -130.0, -126.0, -1.0, 0.0, 5.0, 127.0] {
             let scaled = lanes(isa.scale_by_pow2(isa.splat(1.0), isa.splat(power)));
             assert_eq!(scaled, vec![2f64.powf(f64::from(power)) as f32; I::LANES], "2^{power} at {level:?}");

@@ -1,4 +1,4 @@
-//! Block-sparse product: only the stored blocks are multiplied.
+//! Block-sparse product: only the stored blocks are multiplied, or single values.
 //!
 //! Cost: stored values times rows. The engine's kernel tables choose how on each device.
 
@@ -10,7 +10,7 @@ use lacewing_engine::{Cx, DType, Device, EngineError, Var};
 /// The row of the table.
 pub(super) const KERNEL: Kernel = Kernel {
     name: "block_sparse",
-    about: "multiplies the stored blocks only: blocks of 8×8 up, in bf16 of multiples of 16",
+    about: "multiplies the stored blocks only: 8×8 up, in bf16 of multiples of 16; single values on the CPU",
     accepts,
     pays,
     prepare: |problem, device| match problem.structure.form() {
@@ -22,19 +22,23 @@ pub(super) const KERNEL: Kernel = Kernel {
 fn accepts(problem: &Problem<'_>) -> bool {
     let Form::Pattern(Pattern { block: (rows, cols), .. }) = problem.structure.form() else { return false };
     let least = *rows.min(cols);
+    if problem.device == DeviceKind::Cpu && rows * cols == 1 {
+        return true;
+    }
     let multiple = if problem.dtype == DType::Bf16 { 16 } else { 1 };
     least >= 8 && rows % multiple == 0 && cols % multiple == 0
 }
 
 /// Below the density where multiplying stored blocks beats [`super::scatter_dense`]: break-evens measured on an H200 in
-/// bf16 (768 to 3072 wide, 50,000 rows) and on two Zen 5 cores in f32 (384 to 1536 wide, 3,000 rows).
+/// bf16 (768 to 3072 wide, 50,000 rows) and on two Zen 5 cores in f32 (384 to 1536 wide, 3,000 rows); of single values, where a
+/// training step breaks even on two Intel cores with AVX-512 (768 to 4096 wide, 128 and 1024 rows).
 fn pays(problem: &Problem<'_>) -> bool {
     let Form::Pattern(pattern) = problem.structure.form() else { return false };
     let (rows, cols) = pattern.block;
     let break_even = match (problem.device, rows.min(cols)) {
         (DeviceKind::Cuda, 32..) => 0.125,
         (DeviceKind::Cuda, _) => 0.06,
-        (DeviceKind::Cpu, 32..) => 0.2,
+        (DeviceKind::Cpu, 32.. | 1) => 0.2,
         (DeviceKind::Cpu, _) => 0.1,
     };
     problem.structure.density() <= break_even

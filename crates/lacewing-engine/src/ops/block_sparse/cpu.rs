@@ -2,29 +2,25 @@
 
 use super::BlockIndex;
 use crate::Tensor;
-use lacewing_cpu::dsd::{Blocks, select};
+use lacewing_cpu::dsd::select;
 
 /// The index was checked when it was made and the operands by the op, so a refusal is a bug of ours.
 const CHECKED: &str = "operands were checked";
 
-fn blocks(index: &BlockIndex) -> Blocks<'_> {
-    Blocks::new(index.block(), (index.n_out(), index.n_in()), index.host_positions()).expect(CHECKED)
-}
-
 pub(super) fn forward(index: &BlockIndex, values: &Tensor, x: &Tensor, y: &Tensor) {
-    let blocks = blocks(index);
-    let kernel = select(&blocks);
-    kernel.forward(&blocks, &values.read(), &x.read(), &mut y.write(), false).expect(CHECKED);
+    let blocks = &index.0.blocks;
+    let kernel = select(blocks);
+    kernel.forward(blocks, &values.read(), &x.read(), &mut y.write(), false).expect(CHECKED);
 }
 
 pub(super) fn input_gradient(index: &BlockIndex, values: &Tensor, dy: &Tensor, dx: &Tensor) {
-    let blocks = blocks(index);
-    let kernel = select(&blocks);
-    kernel.input_gradient(&blocks, &values.read(), &dy.read(), &mut dx.write(), false).expect(CHECKED);
+    let blocks = &index.0.blocks;
+    let kernel = select(blocks);
+    kernel.input_gradient(blocks, &values.read(), &dy.read(), &mut dx.write(), false).expect(CHECKED);
 }
 
 pub(super) fn weight_gradient(index: &BlockIndex, dy: &Tensor, x: &Tensor, dvalues: &Tensor) {
-    let blocks = blocks(index);
-    let kernel = select(&blocks);
-    kernel.weight_gradient(&blocks, &dy.read(), &x.read(), &mut dvalues.write()).expect(CHECKED);
+    let blocks = &index.0.blocks;
+    let kernel = select(blocks);
+    kernel.weight_gradient(blocks, &dy.read(), &x.read(), &mut dvalues.write()).expect(CHECKED);
 }

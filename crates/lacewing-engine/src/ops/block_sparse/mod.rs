@@ -5,6 +5,7 @@ mod cuda;
 
 use super::linear::with_cols;
 use crate::{Cx, Device, EngineError, Result, Tensor, Var};
+use lacewing_cpu::dsd::Blocks;
 use std::sync::Arc;
 
 /// Where the blocks of a pattern sit, on host and device. Cloning shares it.
@@ -16,7 +17,7 @@ struct Inner {
     n_out: usize,
     n_in: usize,
     block: (usize, usize),
-    positions: Vec<(u32, u32)>,
+    blocks: Blocks,
     /// `[nnz, 2]` u32, as `positions`.
     on_device: Tensor,
     /// The orders a GPU's kernels walk the blocks in.
@@ -37,7 +38,7 @@ impl BlockIndex {
         block: (usize, usize),
         positions: &[(u32, u32)],
     ) -> Result<Self> {
-        lacewing_cpu::dsd::Blocks::new(block, (n_out, n_in), positions)
+        let blocks = Blocks::new(block, (n_out, n_in), positions.to_vec())
             .map_err(|why| crate::tape::value_error("block index", "pattern", "blocks of the matrix", why))?;
         let flat: Vec<u32> = positions.iter().flat_map(|&(row, col)| [row, col]).collect();
         let on_device = Tensor::from_u32(device, &flat, &[positions.len(), 2])?;
@@ -45,7 +46,7 @@ impl BlockIndex {
             Device::Cpu => None,
             Device::Cuda(gpu) => Some(cuda::Index::new(gpu, (n_out, n_in), block, positions)?),
         };
-        Ok(Self(Arc::new(Inner { n_out, n_in, block, positions: positions.to_vec(), on_device, gpu })))
+        Ok(Self(Arc::new(Inner { n_out, n_in, block, blocks, on_device, gpu })))
     }
 
     /// Rows of the matrix.
@@ -65,11 +66,11 @@ impl BlockIndex {
 
     /// Number of blocks.
     pub fn n_blocks(&self) -> usize {
-        self.0.positions.len()
+        self.0.blocks.positions().len()
     }
 
     pub(crate) fn host_positions(&self) -> &[(u32, u32)] {
-        &self.0.positions
+        self.0.blocks.positions()
     }
 
     /// `[nnz, 2]` u32 on the device.
