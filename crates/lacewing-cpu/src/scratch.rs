@@ -6,14 +6,18 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `f` with `len` elements of unspecified content. Calls may nest: each level has memory of its own.
+/// Elements that a cache line holds. Scratch starts at a line, so that no load of a register crosses two.
+const LINE: usize = 16;
+
+/// Calls `f` with `len` elements of unspecified content, which start at a cache line. Calls may nest: each level has memory of its own.
 pub fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     // Taken out, not borrowed: while `f` waits for other threads, this one may run a task that asks as well.
     let mut memory = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
-    if memory.len() < len {
-        memory.resize(len, 0.0);
+    if memory.len() < len + LINE {
+        memory.resize(len + LINE, 0.0);
     }
-    let result = f(&mut memory[..len]);
+    let start = memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+    let result = f(&mut memory[start..start + len]);
     FREE.with_borrow_mut(|free| free.push(memory));
     result
 }
@@ -21,6 +25,13 @@ pub fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 #[cfg(test)]
 mod tests {
     use super::scratch;
+
+    #[test]
+    fn it_starts_at_a_cache_line() {
+        for len in [1, 100, 5000] {
+            scratch(len, |memory| assert_eq!((memory.as_ptr() as usize % 64, memory.len()), (0, len)));
+        }
+    }
 
     #[test]
     fn nested_calls_get_memory_of_their_own() {

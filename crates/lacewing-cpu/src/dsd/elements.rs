@@ -26,6 +26,8 @@ pub(super) const KERNEL: Kernel = Kernel {
 const TASK_ROWS: usize = 64;
 /// Tasks at least, where there are outputs to cut.
 const TASKS: usize = 8;
+/// Rows up to which each is a product of its own: a register would be mostly empty.
+const FEW_ROWS: usize = 4;
 /// Outputs whose sums are kept between runs.
 const OUTPUTS: usize = 256;
 /// Values that one task reorders.
@@ -55,8 +57,9 @@ fn product(
         return;
     }
     let rows = y.len() / n_out;
-    if rows == 1 {
-        return row(order, values, x, y, accumulate);
+    if rows <= FEW_ROWS {
+        let rows = y.chunks_exact_mut(n_out).enumerate();
+        return rows.for_each(|(r, y)| row(order, values, &x[r * n_in..][..n_in], y, accumulate));
     }
     let bands = rows.div_ceil(TASK_ROWS);
     let cols = n_out.div_ceil(TASKS.div_ceil(bands)).next_multiple_of(16);
@@ -154,9 +157,11 @@ impl Band<'_> {
             pack(isa, xt, &self.x[row * n_in..], n_in, rows, tile);
             for chunk in (0..n_out).step_by(OUTPUTS) {
                 let outputs = OUTPUTS.min(n_out - chunk);
-                for run in 0..self.order.runs() {
+                // Of fewer rows, more inputs are near.
+                for run in (0..self.order.runs()).step_by(4 / V) {
+                    let runs = run..self.order.runs().min(run + 4 / V);
                     for o in 0..outputs {
-                        let range = self.order.run(run, self.first + chunk + o);
+                        let range = self.order.run(runs.clone(), self.first + chunk + o);
                         let place = &mut sums[o * tile..][..tile];
                         let mut acc = [[isa.splat(0.0); V]; U];
                         if run > 0 {
@@ -283,6 +288,9 @@ const GRADIENT_OUTPUTS: usize = 96;
 
 /// `dvalues[i] += Σ_r dy[r, o] x[r, c]`.
 fn weight_gradient(blocks: &Blocks, dy: &[f32], x: &[f32], dvalues: &mut [f32]) {
+    if dvalues.is_empty() {
+        return;
+    }
     let (n_in, n_out) = (blocks.n_in, blocks.n_out);
     let tile = GRADIENT_ROWS;
     let runs = dy.chunks(tile * n_out).zip(x.chunks(tile * n_in));
@@ -328,7 +336,7 @@ impl Vectorize for Dots<'_> {
         let before = self.order.starts[self.outputs.start];
         for run in 0..self.order.runs() {
             for o in self.outputs.clone() {
-                let range = self.order.run(run, o);
+                let range = self.order.run(run..run + 1, o);
                 let inputs = &self.order.inputs[range.clone()];
                 let dvalues = &mut self.dvalues[range.start - before..range.end - before];
                 // As many rows at a time as registers hold of dy.

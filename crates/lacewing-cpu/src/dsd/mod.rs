@@ -4,6 +4,7 @@
 //! units of blocks and its values at `values[b]`, row-major. Kernels stand in [`KERNELS`]; the first that accepts a
 //! [`Blocks`] runs.
 
+mod dots;
 mod elements;
 mod order;
 mod panels;

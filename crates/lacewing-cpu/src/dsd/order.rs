@@ -74,16 +74,16 @@ impl Order {
         self.cuts.len().checked_div(self.starts.len() - 1).unwrap_or(0).max(1)
     }
 
-    /// What of a group is in a run.
+    /// What of a group is in runs `run` up to and without `end`.
     #[inline(always)]
-    pub(super) fn run(&self, run: usize, group: usize) -> Range<usize> {
+    pub(super) fn run(&self, Range { start: run, end }: Range<usize>, group: usize) -> Range<usize> {
         if self.cuts.is_empty() {
             return self.starts[group]..self.starts[group + 1];
         }
         let groups = self.starts.len() - 1;
         let start =
             if run == 0 { self.starts[group] } else { self.cuts[(run - 1) * groups + group] as usize };
-        start..self.cuts[run * groups + group] as usize
+        start..self.cuts[(end - 1) * groups + group] as usize
     }
 
     /// Number and input block of every block of a group.

@@ -6,13 +6,13 @@
 //! fit the second cache and copies the two strips of a block side by side, out of the way of cache conflicts.
 
 use super::order::Order;
-use super::{Blocks, Kernel};
+use super::{Blocks, Kernel, dots};
 use crate::scratch::scratch;
 use crate::simd::{Isa, Vectorize, dispatch};
 use rayon::prelude::*;
 
 pub(super) const KERNEL: Kernel =
-    Kernel { name: "dsd/panels", accepts: |_| true, forward, input_gradient, weight_gradient };
+    Kernel { name: "dsd/panels", accepts: |_| true, forward: dots::forward, input_gradient, weight_gradient };
 
 /// Rows of one task of the products.
 const TASK_ROWS: usize = 48;
@@ -21,7 +21,8 @@ const RUN_ROWS: usize = 64;
 /// Tasks that the weight gradient's blocks are dealt to.
 const GRADIENT_TASKS: usize = 16;
 
-fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
+/// `y (+)= x Wᵀ`, the blocks turned once.
+pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
     let (br, bc) = (blocks.br, blocks.bc);
     scratch(values.len(), |panels| {
         let step = blocks.positions.len().div_ceil(GRADIENT_TASKS).max(1) * br * bc;

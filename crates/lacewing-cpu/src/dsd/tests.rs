@@ -49,7 +49,9 @@ fn every_kernel_meets_the_oracle_at_every_level() {
 #[test]
 fn single_values_meet_the_oracle_in_runs_and_without() {
     // 2,000 inputs of dense weights are cut into runs, as are those of every second weight; sparser ones are not.
-    for (n_out, n_in, keep) in [(7, 2000, 1), (300, 500, 2), (45, 600, 97), (600, 33, 5), (1, 130, 1)] {
+    for (n_out, n_in, keep) in
+        [(7, 2000, 1), (300, 500, 2), (45, 600, 97), (600, 33, 5), (1, 130, 1), (5, 0, 1)]
+    {
         let places = (0..n_out as u32).flat_map(|o| (0..n_in as u32).map(move |i| (o, i)));
         let positions = places.filter(|(o, i)| (o * 31 + i * 17) % keep == 0).collect();
         let blocks = Blocks::new((1, 1), (n_out, n_in), positions).unwrap();

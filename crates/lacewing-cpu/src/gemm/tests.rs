@@ -22,8 +22,19 @@ fn check(out: &[f32], start: &[f32], (m, k, n): (usize, usize, usize), a: MatRef
 
 #[test]
 fn products_of_all_layouts_meet_the_oracle() {
-    let sizes =
-        [(1, 1, 1), (1, 7, 5), (17, 15, 33), (5, 0, 3), (0, 4, 4), (16, 64, 16), (197, 64, 70), (33, 257, 1)];
+    let sizes = [
+        (1, 1, 1),
+        (1, 7, 5),
+        (17, 15, 33),
+        (5, 0, 3),
+        (0, 4, 4),
+        (16, 64, 16),
+        (197, 64, 70),
+        (33, 257, 1),
+        (1, 100, 131),
+        (3, 77, 70),
+        (13, 200, 65),
+    ];
     for (m, k, n) in sizes {
         // `a` row-major and `b` by columns, so that the check may read both as rows; then the transposed storages.
         let (a, b) = (uniform(1, m * k), uniform(2, k * n));

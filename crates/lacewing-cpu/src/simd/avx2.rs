@@ -71,9 +71,14 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn interleave(self, a: __m256, b: __m256) -> (__m256, __m256) {
         // SAFETY: `self` proves AVX.
-        let (low, high) = unsafe { (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)) };
+        let low = unsafe { _mm256_unpacklo_ps(a, b) };
         // SAFETY: `self` proves AVX.
-        unsafe { (_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)) }
+        let high = unsafe { _mm256_unpackhi_ps(a, b) };
+        // SAFETY: `self` proves AVX.
+        let first = unsafe { _mm256_permute2f128_ps::<0x20>(low, high) };
+        // SAFETY: `self` proves AVX.
+        let second = unsafe { _mm256_permute2f128_ps::<0x31>(low, high) };
+        (first, second)
     }
 
     #[inline(always)]

@@ -104,7 +104,10 @@ impl Isa for Avx512 {
         // SAFETY: as above.
         let high = unsafe { _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31) };
         // SAFETY: as above; the indices are lanes of the two.
-        unsafe { (_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b)) }
+        let first = unsafe { _mm512_permutex2var_ps(a, low, b) };
+        // SAFETY: as above.
+        let second = unsafe { _mm512_permutex2var_ps(a, high, b) };
+        (first, second)
     }
 
     #[inline(always)]

@@ -1,0 +1,77 @@
+//! Few rows: every output is a dot product over the blocks of its row, read once as they are stored.
+//!
+//! Nothing is transposed or packed, which would cost as much as the product. The gradients are those of the panels.
+
+use super::{Blocks, panels};
+use crate::simd::{Isa, MAX_LANES, Vectorize, dispatch};
+use rayon::prelude::*;
+
+/// Rows up to which this is faster than turning the blocks.
+const MOST_ROWS: usize = 4;
+/// Stored values of one task.
+const TASK_VALUES: usize = 32 * 1024;
+
+/// `y (+)= x Wᵀ`: here for few rows, else by panels.
+pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
+    let rows = y.len() / blocks.n_out.max(1);
+    if rows > MOST_ROWS || blocks.bc < 8 {
+        return panels::forward(blocks, values, x, y, accumulate);
+    }
+    let groups = blocks.n_out / blocks.br;
+    let per_task = (groups * TASK_VALUES / values.len().max(1)).clamp(1, groups.max(1));
+    for (x, y) in x.chunks_exact(blocks.n_in).zip(y.chunks_exact_mut(blocks.n_out)) {
+        y.par_chunks_mut(per_task * blocks.br).enumerate().for_each(|(task, y)| {
+            dispatch(Dots { blocks, values, x, first: task * per_task, y, accumulate });
+        });
+    }
+}
+
+/// The outputs of some groups, for one row.
+struct Dots<'a> {
+    blocks: &'a Blocks,
+    values: &'a [f32],
+    x: &'a [f32],
+    first: usize,
+    y: &'a mut [f32],
+    accumulate: bool,
+}
+
+impl Vectorize for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let (br, bc) = (self.blocks.br, self.blocks.bc);
+        for (group, y) in self.y.chunks_exact_mut(br).enumerate() {
+            // As many outputs as there are lanes, so that their sums are turned as one square.
+            for (part, y) in y.chunks_mut(I::LANES).enumerate() {
+                let mut sums = [isa.splat(0.0); MAX_LANES];
+                for (block, input) in self.blocks.by_row.of(self.first + group) {
+                    let x = &self.x[input * bc..][..bc];
+                    let values = &self.values[block * br * bc..][..br * bc][part * I::LANES * bc..];
+                    let rows = sums.iter_mut().zip(values.chunks_exact(bc)).take(y.len());
+                    for (sum, values) in rows {
+                        let (w, tail) = (values.chunks_exact(I::LANES), bc / I::LANES * I::LANES);
+                        for (w, x) in w.zip(x.chunks_exact(I::LANES)) {
+                            *sum = isa.mul_add(isa.load(w), isa.load(x), *sum);
+                        }
+                        if tail < bc {
+                            let (w, x) = (isa.load_partial(&values[tail..]), isa.load_partial(&x[tail..]));
+                            *sum = isa.mul_add(w, x, *sum);
+                        }
+                    }
+                }
+                isa.transpose(&mut sums);
+                let mut sum = sums[0];
+                for &other in &sums[1..I::LANES] {
+                    sum = isa.add(sum, other);
+                }
+                let mut lanes = [0.0; MAX_LANES];
+                isa.store(&mut lanes, sum);
+                for (y, sum) in y.iter_mut().zip(lanes) {
+                    *y = if self.accumulate { *y + sum } else { sum };
+                }
+            }
+        }
+    }
+}
