@@ -30,15 +30,16 @@ fn accepts(problem: &Problem<'_>) -> bool {
 }
 
 /// Below the density where multiplying stored blocks beats [`super::scatter_dense`]: break-evens measured on an H200 in
-/// bf16 (768 to 3072 wide, 50,000 rows) and on two Zen 5 cores in f32 (384 to 1536 wide, 3,000 rows); of single values, where a
-/// training step breaks even on two Intel cores with AVX-512 (768 to 4096 wide, 128 and 1024 rows).
+/// bf16 (768 to 3072 wide, 50,000 rows), on two Intel cores with AVX-512 in f32, forward and training step (768 to 3072 wide,
+/// 16 to 1024 rows), and for blocks below 16 on two Zen 5 cores (384 to 1536 wide, 3,000 rows).
 fn pays(problem: &Problem<'_>) -> bool {
     let Form::Pattern(pattern) = problem.structure.form() else { return false };
     let (rows, cols) = pattern.block;
     let break_even = match (problem.device, rows.min(cols)) {
         (DeviceKind::Cuda, 32..) => 0.125,
         (DeviceKind::Cuda, _) => 0.06,
-        (DeviceKind::Cpu, 32.. | 1) => 0.2,
+        (DeviceKind::Cpu, 32..) => 0.5,
+        (DeviceKind::Cpu, 16.. | 1) => 0.35,
         (DeviceKind::Cpu, _) => 0.1,
     };
     problem.structure.density() <= break_even
