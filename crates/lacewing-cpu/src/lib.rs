@@ -7,6 +7,7 @@ pub mod gemm;
 pub mod map;
 pub mod math;
 pub mod parallel;
+pub mod peak;
 pub mod reduce;
 pub mod scratch;
 pub mod simd;

@@ -19,6 +19,8 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     /// Evaluate trained weights: accuracy and latency
     Eval(EvalArgs),
+    /// Measure structures against a dense layer of the same shape, and the density from which on they are faster
+    Bench(BenchArgs),
     /// Show every layer of a model: structure, shape, parameters, density, MACs
     Info(InfoArgs),
     /// List what there is
@@ -121,6 +123,35 @@ pub(crate) struct EvalArgs {
     /// One JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Structures by name, each at every density, or by config, such as "{structure: monarch, blocks: 4}", as it is (default:
+    /// unstructured block_sparse nm monarch block_diagonal low_rank butterfly)
+    #[arg(long, value_name = "NAME|CONFIG", num_args = 1..)]
+    pub(crate) structures: Vec<String>,
+    /// Shapes of the layers
+    #[arg(long, value_name = "INxOUT", num_args = 1.., default_values = ["768x3072", "3072x768"])]
+    pub(crate) shapes: Vec<String>,
+    /// Rows of input
+    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1, 16, 128])]
+    pub(crate) rows: Vec<usize>,
+    /// Shares of the dense weights that may be stored: each structure named is taken at its largest size within
+    #[arg(long, value_name = "D", num_args = 1.., default_values_t = [0.5, 0.25, 0.1, 0.05])]
+    pub(crate) density: Vec<f64>,
+    /// Where to measure: cpu
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// Measure the forward pass with the gradients of inputs and weights, not the forward pass alone
+    #[arg(long)]
+    pub(crate) backward: bool,
+    /// One JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write the rows to a CSV file as well, below a line on the machine
+    #[arg(long, value_name = "FILE")]
+    pub(crate) csv: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

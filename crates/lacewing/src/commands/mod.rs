@@ -1,5 +1,6 @@
 //! One file a command.
 
+mod bench;
 mod convert;
 mod eval;
 mod info;
@@ -21,6 +22,7 @@ pub(crate) fn run(cli: Cli) -> CommandResult {
         Command::Train(args) => train::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Info(args) => info::run(args),
         Command::List(args) => list::run(args),
     }

@@ -1,0 +1,164 @@
+//! Timing: two layers in turns, so that what else the machine does falls on both.
+
+use lacewing_core::Structure;
+use lacewing_engine::{Cx, DType, Device, EngineError, StepRng, Tensor};
+use lacewing_nn::{Built, Linear, LinearOptions, ModelBuilder, NnError};
+use std::time::{Duration, Instant};
+
+/// Passes before the clock counts.
+const WARM_UP: usize = 3;
+
+/// Samples of each layer at least.
+const MIN_SAMPLES: usize = 7;
+
+/// Time after which no further pair of samples is taken.
+const BUDGET: Duration = Duration::from_millis(300);
+
+/// The least time of a sample, in seconds: shorter passes are repeated inside it.
+const MIN_SAMPLE: f64 = 1e-3;
+
+/// What a pass computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// `y`.
+    Forward,
+    /// `y`, and the gradients of `x` and of the parameters.
+    Training,
+}
+
+impl Direction {
+    /// Its name in reports.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Training => "forward+backward",
+        }
+    }
+}
+
+/// A linear layer without a bias, in f32.
+pub(super) struct Layer {
+    linear: Linear,
+    built: Built,
+}
+
+impl Layer {
+    pub(super) fn new(device: &Device, structure: Box<dyn Structure>) -> Result<Self, NnError> {
+        let mut builder = ModelBuilder::new(device.clone(), DType::F32, super::SEED)?;
+        let options = LinearOptions { bias: false, ..LinearOptions::default() };
+        let linear = builder.root().linear_of("layer", structure, None, options)?;
+        Ok(Self { linear, built: builder.finish()? })
+    }
+
+    pub(super) fn structure(&self) -> &dyn Structure {
+        self.linear.structure()
+    }
+
+    /// The kernels that run it.
+    pub(super) fn kernel(&self) -> String {
+        self.linear.kernel()
+    }
+
+    /// The structure's parameters.
+    pub(super) fn values(&self) -> Result<Vec<Vec<f64>>, EngineError> {
+        let read = |&id| Ok(self.built.params.master(id).to_f32()?.into_iter().map(f64::from).collect());
+        self.linear.weights().iter().map(read).collect()
+    }
+
+    /// One pass over `x [rows, n_in]`, its output's gradient being `dy [rows, n_out]`. Returns the output.
+    pub(super) fn pass(&self, direction: Direction, x: &Tensor, dy: &Tensor) -> Result<Tensor, EngineError> {
+        let params = self.built.params.clone();
+        match direction {
+            Direction::Forward => {
+                let cx = Cx::evaluation(params);
+                Ok(self.linear.forward(&cx, &cx.constant(x.clone()))?.value().clone())
+            }
+            Direction::Training => {
+                let cx = Cx::training(params, StepRng::new(0, 0));
+                let x = cx.leaf(x.clone());
+                let y = self.linear.forward(&cx, &x)?;
+                cx.backward(&y, dy.clone())?.take(&x);
+                Ok(y.value().clone())
+            }
+        }
+    }
+}
+
+/// Milliseconds of a pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Times {
+    /// Median of the structure.
+    pub(super) ms: f64,
+    /// The middle half of its samples lies within so much.
+    pub(super) ms_spread: f64,
+    /// Median of the dense layer.
+    pub(super) dense_ms: f64,
+}
+
+/// Times passes of a dense and another layer in turns.
+pub(super) fn compare(
+    device: &Device,
+    layers: [&Layer; 2],
+    direction: Direction,
+    x: &Tensor,
+    dy: &Tensor,
+) -> Result<Times, EngineError> {
+    let sample = |layer: &Layer, passes: usize| -> Result<f64, EngineError> {
+        let start = Instant::now();
+        for _ in 0..passes {
+            layer.pass(direction, x, dy)?;
+        }
+        device.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let mut passes = [1, 1];
+    for (layer, passes) in layers.into_iter().zip(&mut passes) {
+        sample(layer, WARM_UP)?;
+        loop {
+            let seconds = sample(layer, *passes)?;
+            if seconds >= MIN_SAMPLE {
+                break;
+            }
+            // A fifth more than seems enough; at most tenfold, since a first sample may be of anything.
+            let needed = *passes as f64 * (1.2 * MIN_SAMPLE / seconds.max(1e-9)).clamp(1.0, 10.0);
+            *passes = needed.ceil() as usize + 1;
+        }
+    }
+    let (start, mut samples) = (Instant::now(), [Vec::new(), Vec::new()]);
+    while samples[0].len() < MIN_SAMPLES || start.elapsed() < BUDGET {
+        for ((layer, &passes), samples) in layers.into_iter().zip(&passes).zip(&mut samples) {
+            samples.push(1e3 * sample(layer, passes)? / passes as f64);
+        }
+    }
+    let [dense, own] = samples.map(|mut samples| {
+        samples.sort_by(f64::total_cmp);
+        samples
+    });
+    Ok(Times {
+        ms: quantile(&own, 0.5),
+        ms_spread: quantile(&own, 0.75) - quantile(&own, 0.25),
+        dense_ms: quantile(&dense, 0.5),
+    })
+}
+
+/// The value that a share of `sorted`, which is not empty, lies below; linear between neighbours.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = share * (sorted.len() - 1) as f64;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    low + (high - low) * at.fract()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quantile;
+
+    #[test]
+    fn quantiles_are_linear_between_neighbours() {
+        assert_eq!(quantile(&[3.0], 0.75), 3.0);
+        let sorted = [1.0, 2.0, 4.0, 8.0];
+        assert_eq!(
+            [0.0, 0.25, 0.5, 0.75, 1.0].map(|share| quantile(&sorted, share)),
+            [1.0, 1.75, 3.0, 5.0, 8.0]
+        );
+    }
+}

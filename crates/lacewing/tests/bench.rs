@@ -1,0 +1,156 @@
+//! `lacewing bench` as a user runs it: what a row holds, and that mistakes end it before anything is measured. Speeds
+//! are the machine's and not asserted.
+
+use serde_json::{Value, json};
+use std::fs;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+const SMALL: [&str; 9] =
+    ["--structures", "block_sparse", "monarch", "--shapes", "64x128", "--rows", "3", "--density", "0.5"];
+
+const COLUMNS: [&str; 16] = [
+    "structure",
+    "density",
+    "n_in",
+    "n_out",
+    "rows",
+    "dtype",
+    "device",
+    "direction",
+    "ms",
+    "ms_spread",
+    "dense_ms",
+    "speedup",
+    "gflops",
+    "percent_of_peak",
+    "limit_speedup",
+    "kernel",
+];
+
+fn bench(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lacewing"));
+    command.arg("bench").args(args).output().expect("the program starts")
+}
+
+/// Standard output of a run that must succeed.
+fn stdout(args: &[&str]) -> String {
+    let output = bench(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The rows of a report, each with every column.
+fn rows(report: &Value) -> &[Value] {
+    let rows = report["rows"].as_array().expect("a list");
+    for row in rows {
+        let keys: Vec<&String> = row.as_object().expect("a map").keys().collect();
+        assert_eq!(keys, COLUMNS);
+        for key in COLUMNS {
+            match &row[key] {
+                Value::Number(number) => {
+                    // A spread may be zero; JSON has no number that is not finite.
+                    let number = number.as_f64().expect("a number");
+                    assert!(number > 0.0 || (key == "ms_spread" && number == 0.0), "{key} of {row}");
+                }
+                Value::String(text) => assert!(!text.is_empty(), "{key} of {row}"),
+                other => panic!("{key} is {other}"),
+            }
+        }
+        let number = |key: &str| row[key].as_f64().expect("a number");
+        assert_eq!(number("speedup"), number("dense_ms") / number("ms"));
+    }
+    rows
+}
+
+fn measured(args: &[&str]) -> Value {
+    serde_json::from_str(&stdout(&[args, &["--json"]].concat())).expect("JSON")
+}
+
+#[test]
+fn a_file_holds_the_rows_of_the_report() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("rows.csv");
+    let report = measured(&[&SMALL[..], &["--csv", path.to_str().expect("text")]].concat());
+    let rows = rows(&report);
+    let names: Vec<&Value> = rows.iter().map(|row| &row["structure"]).collect();
+    assert_eq!(names, ["block_sparse", "monarch"]);
+    for row in rows {
+        let fixed = ["n_in", "n_out", "rows", "dtype", "device", "direction"].map(|key| row[key].clone());
+        assert_eq!(json!(fixed), json!([64, 128, 3, "f32", "cpu", "forward"]));
+    }
+    // Half of the 8 × 4 blocks of 16 × 16. Four blocks of Monarch: 64 × 16 values in the first factor, 128 × 16 in the
+    // second; three would store more than half.
+    let stored = [16 * 256, 64 * 16 + 128 * 16].map(|values| f64::from(values) / (64.0 * 128.0));
+    assert_eq!([&rows[0]["density"], &rows[1]["density"]].map(|density| density.as_f64()), stored.map(Some));
+    for key in ["gflops_peak", "read_gb_per_s", "threads"] {
+        assert!(report["machine"][key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+    let pays: Vec<bool> = rows.iter().map(|row| row["speedup"].as_f64() > Some(1.0)).collect();
+    let break_even = report["break_even"].as_array().expect("a list");
+    let found: Vec<bool> = break_even.iter().map(|row| row["density"].is_number()).collect();
+    assert_eq!(found, pays, "one density each: it pays there or nowhere");
+
+    let file = fs::read_to_string(&path).expect("a file");
+    let lines: Vec<&str> = file.lines().collect();
+    assert!(lines[0].starts_with("# ") && lines[0].contains("threads"), "{file}");
+    assert_eq!(lines[1], COLUMNS.join(","));
+    let cell = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let expected = rows.iter().map(|row| COLUMNS.map(|key| cell(&row[key])).join(","));
+    assert_eq!(lines[2..], expected.collect::<Vec<_>>());
+}
+
+#[test]
+fn training_steps_are_measured() {
+    let report = measured(&[&SMALL[..], &["--backward"]].concat());
+    let rows = rows(&report);
+    assert_eq!(rows.len(), 2);
+    assert!(rows.iter().all(|row| row["direction"] == "forward+backward"), "{report}");
+}
+
+#[test]
+fn a_config_is_taken_as_it_is_and_the_table_ends_with_break_evens() {
+    let args = ["--structures", "{structure: monarch, blocks: 4}", "low_rank", "--shapes", "64x128"];
+    let more = ["--rows", "2", "--density", "0.25", "0.125", "0.125"];
+    let text = stdout(&[&args[..], &more].concat());
+    let of = |name: &str| text.lines().filter(|line| line.starts_with(name)).count();
+    // A row and a break-even; two rows, a density given twice being one, and a break-even.
+    assert_eq!((of("monarch blocks=4"), of("low_rank")), (2, 3), "{text}");
+    assert!(text.contains("faster than dense"), "{text}");
+}
+
+#[test]
+fn mistakes_are_named_before_anything_is_measured() {
+    for (args, parts) in [
+        (
+            &["--structures", "monarhc"][..],
+            &["monarhc", "did you mean `monarch`", "block_sparse", "butterfly"][..],
+        ),
+        (&["--structures", "{structure: monarhc}"], &["monarhc", "did you mean `monarch`", "butterfly"]),
+        (&["--structures", "{blocks: 4}"], &["--structures", "{blocks: 4}"]),
+        (&["--structures", "{structure: monarch, blokcs: 4}"], &["768x3072", "blokcs", "blocks"]),
+        (&["--structures", "{structure: monarch, blocks: 5}"], &["monarch blocks=5", "768x3072"]),
+        (&["--structures", "block_sparse", "--shapes", "7x13"], &["block_sparse", "7x13"]),
+        (&["--structures", "dense"], &["dense", "0.5"]),
+        (&["--rows", "16", "0"], &["--rows", "0"]),
+        (&["--density", "0.5", "0"], &["--density", "0"]),
+        (&["--density", "1.5"], &["--density", "1.5"]),
+        (&["--density", "NaN"], &["--density", "NaN"]),
+        (&["--shapes", "768"], &["--shapes", "768", "INxOUT"]),
+        (&["--shapes", "768xmany"], &["--shapes", "768xmany"]),
+        (&["--shapes", "0x5"], &["--shapes", "0x5"]),
+        (&["--shapes", "99999999x99999999"], &["--shapes", "99999999x99999999"]),
+        (&["--rows", "99999999999"], &["--rows", "99999999999"]),
+        (&["--device", "cuda:0"], &["--device", "cuda:0", "cpu"]),
+        (&["--device", "gpu"], &["gpu", "cpu"]),
+        (&["--csv", "no/such/folder/rows.csv"], &["--csv", "rows.csv"]),
+    ] {
+        let start = Instant::now();
+        let output = bench(args);
+        let error = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {error}");
+        assert!(error.starts_with("error: ") && output.stdout.is_empty(), "{args:?}: {error}");
+        assert!(parts.iter().all(|part| error.contains(part)), "{args:?}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(60), "{args:?} measured");
+    }
+}
