@@ -152,53 +152,20 @@ impl Band<'_> {
         let (n_in, n_out) = (self.n_in, self.y.cols());
         let rows = tile.min(self.y.rows() - row);
         let memory = std::mem::take(&mut self.memory);
-        {
-            let (xt, sums) = memory.split_at_mut(n_in * tile);
-            pack(isa, xt, &self.x[row * n_in..], n_in, rows, tile);
-            for chunk in (0..n_out).step_by(OUTPUTS) {
-                let outputs = OUTPUTS.min(n_out - chunk);
-                // Of fewer rows, more inputs are near.
-                for run in (0..self.order.runs()).step_by(4 / V) {
-                    let runs = run..self.order.runs().min(run + 4 / V);
-                    for o in 0..outputs {
-                        let range = self.order.run(runs.clone(), self.first + chunk + o);
-                        let place = &mut sums[o * tile..][..tile];
-                        let mut acc = [[isa.splat(0.0); V]; U];
-                        if run > 0 {
-                            for v in 0..V {
-                                acc[0][v] = isa.load(&place[v * I::LANES..]);
-                            }
-                        }
-                        let (values, inputs) = (&self.values[range.clone()], &self.order.inputs[range]);
-                        let (by_u, inputs_by_u) = (values.chunks_exact(U), inputs.chunks_exact(U));
-                        let rest = by_u.remainder().iter().zip(inputs_by_u.remainder());
-                        for (w, i) in by_u.zip(inputs_by_u) {
-                            for u in 0..U {
-                                let x = &xt[i[u] as usize * tile..][..tile];
-                                let w = isa.splat(w[u]);
-                                for v in 0..V {
-                                    acc[u][v] = isa.mul_add(w, isa.load(&x[v * I::LANES..]), acc[u][v]);
-                                }
-                            }
-                        }
-                        for (w, &i) in rest {
-                            let x = &xt[i as usize * tile..][..tile];
-                            let w = isa.splat(*w);
-                            for v in 0..V {
-                                acc[0][v] = isa.mul_add(w, isa.load(&x[v * I::LANES..]), acc[0][v]);
-                            }
-                        }
-                        for v in 0..V {
-                            let mut sum = acc[0][v];
-                            for u in 1..U {
-                                sum = isa.add(sum, acc[u][v]);
-                            }
-                            isa.store(&mut place[v * I::LANES..], sum);
-                        }
-                    }
+        let (xt, sums) = memory.split_at_mut(n_in * tile);
+        pack(isa, xt, &self.x[row * n_in..], n_in, rows, tile);
+        for chunk in (0..n_out).step_by(OUTPUTS) {
+            let outputs = OUTPUTS.min(n_out - chunk);
+            // Of fewer rows, more inputs are near.
+            for run in (0..self.order.runs()).step_by(4 / V) {
+                let runs = run..self.order.runs().min(run + 4 / V);
+                for (o, sums) in sums.chunks_exact_mut(tile).take(outputs).enumerate() {
+                    let range = self.order.run(runs.clone(), self.first + chunk + o);
+                    let (values, inputs) = (&self.values[range.clone()], &self.order.inputs[range]);
+                    add::<I, V, U>(isa, sums, run > 0, values, inputs, xt);
                 }
-                self.put(isa, &sums[..outputs * tile], row, rows, chunk, tile);
             }
+            self.put(isa, &sums[..outputs * tile], row, rows, chunk, tile);
         }
         self.memory = memory;
     }
@@ -229,6 +196,43 @@ impl Band<'_> {
                 *y = if self.accumulate { *y + sums[r] } else { sums[r] };
             }
         }
+    }
+}
+
+/// `sums[r] (+)= Σ values · xt[inputs][r]`: one output for the rows of a tile.
+#[inline(always)]
+fn add<I: Isa, const V: usize, const U: usize>(
+    isa: I,
+    sums: &mut [f32],
+    more: bool,
+    values: &[f32],
+    inputs: &[u32],
+    xt: &[f32],
+) {
+    let tile = V * I::LANES;
+    let mut held = [[isa.splat(0.0); V]; U];
+    if more {
+        held[0] = std::array::from_fn(|v| isa.load(&sums[v * I::LANES..]));
+    }
+    let step = |held: &mut [I::V; V], value: f32, input: u32| {
+        let (w, x) = (isa.splat(value), &xt[input as usize * tile..][..tile]);
+        for v in 0..V {
+            held[v] = isa.mul_add(w, isa.load(&x[v * I::LANES..]), held[v]);
+        }
+    };
+    let (by_u, inputs_by_u) = (values.chunks_exact(U), inputs.chunks_exact(U));
+    let rest = by_u.remainder().iter().zip(inputs_by_u.remainder());
+    for (values, inputs) in by_u.zip(inputs_by_u) {
+        for u in 0..U {
+            step(&mut held[u], values[u], inputs[u]);
+        }
+    }
+    for (&value, &input) in rest {
+        step(&mut held[0], value, input);
+    }
+    for v in 0..V {
+        let sum = (1..U).fold(held[0][v], |sum, u| isa.add(sum, held[u][v]));
+        isa.store(&mut sums[v * I::LANES..], sum);
     }
 }
 
