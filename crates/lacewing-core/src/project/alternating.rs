@@ -87,6 +87,7 @@ fn stir(params: &mut [Vec<f64>]) {
         values.iter_mut().for_each(|value| *value += std * rng.normal());
     }
 }
+
 /// One array a spec: those that the chain does not use are zero.
 fn sized(mut params: Vec<Vec<f64>>, specs: &[ParamSpec]) -> Vec<Vec<f64>> {
     params.resize(specs.len(), Vec::new());

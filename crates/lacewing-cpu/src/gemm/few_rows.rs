@@ -11,7 +11,7 @@ const MOST_ROWS: usize = 32;
 /// Columns of one task.
 const TASK_COLS: usize = 64;
 /// The least inner size: below, a sum is mostly its ends.
-const LEAST_INNER: usize = 128;
+const LEAST_INNER: usize = 64;
 
 /// Whether these operands are for [`product`].
 pub(super) fn accepts(out: &MatMut<'_>, a: MatRef<'_>, b: MatRef<'_>) -> bool {

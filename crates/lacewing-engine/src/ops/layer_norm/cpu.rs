@@ -94,19 +94,19 @@ impl Vectorize for Forward<'_> {
         let stats = self.mean.iter_mut().zip(self.rstd.iter_mut());
         for (r, (y, (mean, rstd))) in self.y.chunks_exact_mut(cols).zip(stats).enumerate() {
             let row = r * cols..(r + 1) * cols;
-            let x =
-                match &mut self.x {
-                    Input::Given(x) => &x[row],
-                    Input::Sum { x, branch, scales, sum } => {
-                        let scale = |s: &Scales<'_>| s.scales[(s.first_row + r) / s.per_scale];
-                        let scale = isa.splat(scales.as_ref().map_or(1.0, scale));
-                        let sum = &mut sum[row.clone()];
-                        sweep(isa, [&x[row.clone()], &branch[row]], [sum], |[x, b], _| {
-                            [isa.mul_add(scale, b, x)]
-                        });
-                        sum
-                    }
-                };
+            let x = match &mut self.x {
+                Input::Given(x) => &x[row],
+                Input::Sum { x, branch, scales, sum } => {
+                    let scale = |s: &Scales<'_>| s.scales[(s.first_row + r) / s.per_scale];
+                    let scale = isa.splat(scales.as_ref().map_or(1.0, scale));
+                    let sum = &mut sum[row.clone()];
+                    sweep(isa, [&x[row.clone()], &branch[row]], [sum], |[x, b], _| {
+                        // Two roundings, as `residual` has: with recomputation the sum is made there.
+                        [isa.add(x, isa.mul(scale, b))]
+                    });
+                    sum
+                }
+            };
             *mean = sum_of(isa, x) / cols as f32;
             *rstd = 1.0 / (squared_deviations(isa, x, *mean) / cols as f32 + self.eps).sqrt();
             let (center, scale) = (isa.splat(*mean), isa.splat(*rstd));
