@@ -42,6 +42,12 @@ pub fn add_partials(sums: &mut [f32], partials: &[f32]) {
     });
 }
 
+/// Runs `f` on a thread of the current pool. What it does in parallel then starts at once, where each parallel
+/// call from a thread outside would hand its work over and wait for a thread to wake.
+pub fn within_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@ use crate::{Device, EngineError, Result, memory};
 use lacewing_cuda::Region;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Element type.
@@ -25,12 +26,42 @@ impl DType {
 }
 
 /// Host storage. `u32` is kept as the bits of `f32` so that one pool serves both.
-struct HostBuffer(RwLock<Vec<f32>>);
+struct HostBuffer {
+    values: RwLock<Vec<f32>>,
+    /// The number of the latest write, of those to all buffers: no two contents ever have the same.
+    written: AtomicU64,
+}
+
+impl HostBuffer {
+    fn new(values: Vec<f32>) -> Self {
+        Self { values: RwLock::new(values), written: AtomicU64::new(next_write()) }
+    }
+
+    fn try_write(&self) -> Option<RwLockWriteGuard<'_, Vec<f32>>> {
+        let guard = self.values.try_write().ok()?;
+        // Nobody reads while the guard lives, so this counts for what will be written.
+        self.written.store(next_write(), Ordering::Release);
+        Some(guard)
+    }
+}
 
 impl Drop for HostBuffer {
     fn drop(&mut self) {
-        memory::give_back(std::mem::take(self.0.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())));
+        let values = self.values.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        memory::give_back(std::mem::take(values));
     }
+}
+
+fn next_write() -> u64 {
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    WRITES.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Which content a host tensor has: where two are equal, so are the elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Version {
+    written: u64,
+    offset: usize,
 }
 
 #[derive(Clone)]
@@ -69,7 +100,7 @@ impl Tensor {
                     got: dtype,
                 });
             }
-            Device::Cpu => Storage::Cpu(Arc::new(HostBuffer(RwLock::new(memory::take(len))))),
+            Device::Cpu => Storage::Cpu(Arc::new(HostBuffer::new(memory::take(len)))),
             Device::Cuda(gpu) => {
                 let bytes = len * dtype.bytes();
                 Storage::Cuda(gpu.clone(), gpu.region(bytes)?)
@@ -116,7 +147,7 @@ impl Tensor {
         let tensor = Self::empty(device, dtype, shape)?;
         match &tensor.storage {
             Storage::Cpu(buffer) => {
-                let mut to = buffer.0.write().expect("no panic while held");
+                let mut to = buffer.try_write().expect("not shared yet");
                 bytemuck::cast_slice_mut(&mut to[..len]).copy_from_slice(bytes);
             }
             Storage::Cuda(gpu, region) => gpu.upload(region, bytes)?,
@@ -299,7 +330,7 @@ impl Tensor {
     pub fn read(&self) -> F32Read<'_> {
         assert_eq!(self.dtype, DType::F32, "host reads of floats are of f32");
         F32Read {
-            guard: self.host().try_read().expect("not being written"),
+            guard: self.host().values.try_read().expect("not being written"),
             at: self.offset,
             len: self.len(),
         }
@@ -342,7 +373,7 @@ impl Tensor {
     pub(crate) fn read_u32(&self) -> U32Read<'_> {
         assert_eq!(self.dtype, DType::U32, "a tensor of integers");
         U32Read(F32Read {
-            guard: self.host().try_read().expect("not being written"),
+            guard: self.host().values.try_read().expect("not being written"),
             at: self.offset,
             len: self.len(),
         })
@@ -358,9 +389,16 @@ impl Tensor {
         })
     }
 
-    fn host(&self) -> &RwLock<Vec<f32>> {
+    /// Which content a host tensor has; `None` on a GPU. To be asked for while it is being read, so that it
+    /// fits what is read.
+    pub(crate) fn version(&self) -> Option<Version> {
+        let Storage::Cpu(buffer) = &self.storage else { return None };
+        Some(Version { written: buffer.written.load(Ordering::Acquire), offset: self.offset })
+    }
+
+    fn host(&self) -> &HostBuffer {
         match &self.storage {
-            Storage::Cpu(buffer) => &buffer.0,
+            Storage::Cpu(buffer) => buffer,
             Storage::Cuda(..) => panic!("a tensor on a GPU was read as host memory"),
         }
     }

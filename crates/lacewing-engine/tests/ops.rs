@@ -262,6 +262,33 @@ fn patterns_meet_the_oracle() {
 }
 
 #[test]
+fn a_block_sparse_product_sees_what_was_written_to_its_values() {
+    let index = || BlockIndex::new(&Device::Cpu, (32, 48), (16, 16), &[(0, 2), (1, 0)]).unwrap();
+    let mut builder = ParamsBuilder::new(Device::Cpu, DType::F32).unwrap();
+    builder.add("unused", &[1], true, vec![0.0]).unwrap();
+    let params = builder.build().unwrap();
+    let numbers =
+        |len: usize, step: usize| -> Vec<f32> { (0..len).map(|i| (i * step % 23) as f32 - 11.0).collect() };
+    let x = Tensor::from_f32(&Device::Cpu, &numbers(7 * 48, 5), &[7, 48]).unwrap();
+    let product = |index: &BlockIndex, values: &Tensor| {
+        let cx = Cx::evaluation(params.clone());
+        let (x, values) = (cx.constant(x.clone()), cx.constant(values.clone()));
+        ops::block_sparse_linear(&cx, &x, &values, index).unwrap().value().to_f32().unwrap()
+    };
+    let values =
+        [3, 7].map(|step| Tensor::from_f32(&Device::Cpu, &numbers(512, step), &[2, 16, 16]).unwrap());
+    let shared = index();
+    for (round, step) in [2, 4, 8].into_iter().enumerate() {
+        // Two weights of one pattern, in turns and twice each, then other values in the same place.
+        for values in [&values[0], &values[1], &values[1], &values[0]] {
+            assert_eq!(product(&shared, values), product(&index(), values), "round {round}");
+        }
+        values[0].set_f32(&numbers(512, step)).unwrap();
+    }
+    assert_ne!(product(&shared, &values[0]), product(&shared, &values[1]));
+}
+
+#[test]
 fn the_loss_and_its_gradient_meet_the_oracle() {
     let labels: Vec<u32> = FIXTURES
         .tensor("loss/labels")

@@ -46,7 +46,7 @@ impl Vectorize for Dots<'_> {
             // As many outputs as there are lanes, so that their sums are turned as one square.
             for (part, y) in y.chunks_mut(I::LANES).enumerate() {
                 let mut sums = [isa.splat(0.0); MAX_LANES];
-                for (block, input) in self.blocks.by_row.of(self.first + group) {
+                for (block, input, _) in self.blocks.by_row.of(self.first + group) {
                     let x = &self.x[input * bc..][..bc];
                     let values = &self.values[block * br * bc..][..br * bc][part * I::LANES * bc..];
                     let rows = sums.iter_mut().zip(values.chunks_exact(bc)).take(y.len());

@@ -20,6 +20,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     },
     input_gradient,
     weight_gradient,
+    packing: None,
 };
 
 /// Rows of one task.

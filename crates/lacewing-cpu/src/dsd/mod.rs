@@ -7,8 +7,10 @@
 mod dots;
 mod elements;
 mod order;
+mod outer;
 mod panels;
 mod reference;
+mod tiles;
 
 use order::Order;
 use thiserror::Error;
@@ -144,7 +146,21 @@ pub struct Kernel {
     forward: fn(&Blocks, &[f32], &[f32], &mut [f32], bool),
     input_gradient: fn(&Blocks, &[f32], &[f32], &mut [f32], bool),
     weight_gradient: fn(&Blocks, &[f32], &[f32], &mut [f32]),
+    packing: Option<Packing>,
 }
+
+/// How a kernel multiplies by values in an order of its own.
+#[derive(Debug)]
+struct Packing {
+    /// The fewest rows that it is faster for than [`Kernel::forward`], not counting what packing takes.
+    from_rows: usize,
+    pack: fn(&Blocks, &[f32], &mut [f32]),
+    forward: fn(&Blocks, &[f32], &[f32], &mut [f32], bool),
+}
+
+/// A weight's values in the order that one kernel's forward product reads them: for products that share them.
+#[derive(Debug)]
+pub struct Packed(Vec<f32>);
 
 /// Every kernel, best first; the last takes anything.
 pub static KERNELS: &[Kernel] = &[elements::KERNEL, panels::KERNEL, reference::KERNEL];
@@ -171,6 +187,48 @@ impl Kernel {
     ) -> Result<(), DsdError> {
         if blocks.rows(values.len(), ("x", x.len()), ("y", y.len()))? > 0 {
             (self.forward)(blocks, values, x, y, accumulate);
+        }
+        Ok(())
+    }
+
+    /// Whether packed values make forward products of `rows` rows faster.
+    pub fn packs(&self, blocks: &Blocks, rows: usize) -> bool {
+        !blocks.positions.is_empty() && self.packing.as_ref().is_some_and(|packing| rows >= packing.from_rows)
+    }
+
+    /// Packs `values` for [`Kernel::forward_packed`], into the `memory` of those packed before if given. A kernel
+    /// that has no order of its own copies them.
+    ///
+    /// # Errors
+    ///
+    /// [`DsdError::Len`] where the values are not as many as the blocks'.
+    pub fn pack(&self, blocks: &Blocks, values: &[f32], memory: Option<Packed>) -> Result<Packed, DsdError> {
+        blocks.rows(values.len(), ("x", 0), ("y", 0))?;
+        let Packed(mut packed) = memory.unwrap_or(Packed(Vec::new()));
+        packed.resize(values.len(), 0.0);
+        match &self.packing {
+            Some(packing) => (packing.pack)(blocks, values, &mut packed),
+            None => packed.copy_from_slice(values),
+        }
+        Ok(Packed(packed))
+    }
+
+    /// [`Kernel::forward`] with values that [`Kernel::pack`] of this kernel has packed for these blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::forward`].
+    pub fn forward_packed(
+        &self,
+        blocks: &Blocks,
+        Packed(values): &Packed,
+        x: &[f32],
+        y: &mut [f32],
+        accumulate: bool,
+    ) -> Result<(), DsdError> {
+        if blocks.rows(values.len(), ("x", x.len()), ("y", y.len()))? > 0 {
+            let forward = self.packing.as_ref().map_or(self.forward, |packing| packing.forward);
+            forward(blocks, values, x, y, accumulate);
         }
         Ok(())
     }

@@ -86,11 +86,29 @@ impl Order {
         start..self.cuts[(end - 1) * groups + group] as usize
     }
 
-    /// Number and input block of every block of a group.
+    /// Number and input block of every block of a group, and the number of the block that follows in this order.
     #[inline(always)]
-    pub(super) fn of(&self, group: usize) -> impl Iterator<Item = (usize, usize)> {
+    pub(super) fn of(&self, group: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        let slot = |at: usize| self.slots.get(at).map_or(at, |&slot| slot as usize);
+        let last = self.inputs.len().saturating_sub(1);
         let range = self.starts[group]..self.starts[group + 1];
-        range.map(|at| (self.slots.get(at).map_or(at, |&slot| slot as usize), self.inputs[at] as usize))
+        range.map(move |at| (slot(at), self.inputs[at] as usize, slot(last.min(at + 1))))
+    }
+
+    /// Ranges of groups, one after the other, with about as many blocks each; no more than `parts`.
+    pub(super) fn parts(&self, parts: usize) -> impl Iterator<Item = Range<usize>> {
+        let (groups, blocks) = (self.starts.len() - 1, self.inputs.len());
+        let mut start = 0;
+        (1..=parts).filter_map(move |part| {
+            let end = if part == parts {
+                groups
+            } else {
+                self.starts.partition_point(|&at| at < blocks * part / parts).min(groups)
+            };
+            let range = start..end.max(start);
+            start = range.end;
+            (!range.is_empty()).then_some(range)
+        })
     }
 
     /// The number of each block, where they do not lie in this order.

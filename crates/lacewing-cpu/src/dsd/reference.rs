@@ -32,6 +32,7 @@ pub(super) const KERNEL: Kernel = Kernel {
             }
         });
     },
+    packing: None,
 };
 
 impl Blocks {

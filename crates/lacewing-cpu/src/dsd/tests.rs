@@ -47,6 +47,70 @@ fn every_kernel_meets_the_oracle_at_every_level() {
 }
 
 #[test]
+fn every_height_of_a_tile_and_cut_of_the_work_meets_the_oracle() {
+    for (br, bc) in [(32, 32), (16, 16), (16, 40), (72, 16), (8, 8)] {
+        // The last block row is empty.
+        let blocks = Blocks::new((br, bc), (4 * br, 3 * bc), some_positions(4, 3)).unwrap();
+        meets_the_oracle(&blocks, &[2, 8, 12, 16, 17, 25, 28, 49, 101, 770]);
+    }
+    let none = Blocks::new((16, 16), (32, 32), Vec::new()).unwrap();
+    meets_the_oracle(&none, &[1, 20]);
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    for (size, rows) in [(32, 50), (16, 800), (1, 130)] {
+        let blocks = Blocks::new((size, size), (160, 160), some_positions(160 / size, 160 / size)).unwrap();
+        let values = uniform(1, blocks.nnz_values());
+        let (x, dy) = (uniform(2, rows * 160), uniform(3, rows * 160));
+        let products = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            let (mut y, mut dx, mut dw) =
+                (vec![0.0; rows * 160], vec![0.0; rows * 160], vec![0.0; values.len()]);
+            let kernel = select(&blocks);
+            pool.install(|| {
+                kernel.forward(&blocks, &values, &x, &mut y, false).unwrap();
+                kernel.input_gradient(&blocks, &values, &dy, &mut dx, false).unwrap();
+                kernel.weight_gradient(&blocks, &dy, &x, &mut dw).unwrap();
+            });
+            [y, dx, dw].map(|all| all.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        };
+        // Held, or another test would change the level between two products.
+        with_level(Level::available()[0], || {
+            let one = products(1);
+            assert!((2..4).all(|threads| products(threads) == one), "blocks of {size}");
+        });
+    }
+}
+
+#[test]
+fn tiles_cover_the_rows_and_few_of_theirs_are_empty() {
+    for height in [6, 12, 24] {
+        for rows in 0..200 {
+            let mut end = 0;
+            for (row, tall) in tiles::of(rows, height) {
+                assert!(row == end && row < rows && tall <= height && tall % (height / 3) == 0);
+                end += tall;
+            }
+            assert!((rows..rows + height / 3).contains(&end), "{rows} rows by {height}: {end}");
+        }
+    }
+}
+
+#[test]
+fn parts_cover_the_groups() {
+    for (rows, cols, parts) in [(1, 1, 16), (7, 5, 3), (40, 3, 16), (5, 1, 5)] {
+        let blocks = Blocks::new((1, 1), (rows, cols), some_positions(rows, cols)).unwrap();
+        let mut end = 0;
+        for part in blocks.by_row.parts(parts) {
+            assert!(part.start == end && !part.is_empty());
+            end = part.end;
+        }
+        assert_eq!(end, rows);
+    }
+}
+
+#[test]
 fn single_values_meet_the_oracle_in_runs_and_without() {
     // 2,000 inputs of dense weights are cut into runs, as are those of every second weight; sparser ones are not.
     for (n_out, n_in, keep) in
@@ -93,6 +157,14 @@ fn meets_the_oracle(blocks: &Blocks, all_rows: &[usize]) {
                 y_sum.check(&y, n_in, &what);
                 y.copy_from_slice(&y0);
                 kernel.forward(blocks, &values, &x, &mut y, true).unwrap();
+                y_more.check(&y, n_in, &what);
+                let packed = kernel.pack(blocks, &values, None).unwrap();
+                let packed = kernel.pack(blocks, &values, Some(packed)).unwrap();
+                y.fill(f32::NAN);
+                kernel.forward_packed(blocks, &packed, &x, &mut y, false).unwrap();
+                y_sum.check(&y, n_in, &what);
+                y.copy_from_slice(&y0);
+                kernel.forward_packed(blocks, &packed, &x, &mut y, true).unwrap();
                 y_more.check(&y, n_in, &what);
                 let mut dx = vec![f32::NAN; dx0.len()];
                 kernel.input_gradient(blocks, &values, &dy, &mut dx, false).unwrap();

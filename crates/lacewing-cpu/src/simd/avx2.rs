@@ -69,6 +69,13 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, from: &[f32], ahead: usize) {
+        let line = from.as_ptr().wrapping_add(ahead);
+        // SAFETY: a prefetch accesses nothing that a program could see, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+
+    #[inline(always)]
     fn interleave(self, a: __m256, b: __m256) -> (__m256, __m256) {
         // SAFETY: `self` proves AVX.
         let low = unsafe { _mm256_unpacklo_ps(a, b) };

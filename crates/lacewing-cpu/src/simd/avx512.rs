@@ -98,6 +98,13 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(self, from: &[f32], ahead: usize) {
+        let line = from.as_ptr().wrapping_add(ahead);
+        // SAFETY: a prefetch accesses nothing that a program could see, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+
+    #[inline(always)]
     fn interleave(self, a: __m512, b: __m512) -> (__m512, __m512) {
         // SAFETY: `self` proves AVX-512 F.
         let low = unsafe { _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23) };

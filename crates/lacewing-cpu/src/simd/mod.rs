@@ -71,6 +71,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// `a` where `m` holds, else `b`.
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V;
 
+    /// Asks for the cache line of the element `ahead` of the first of `from`, which need not exist.
+    #[inline(always)]
+    fn prefetch(self, from: &[f32], ahead: usize) {
+        let _ = (from, ahead);
+    }
+
     /// Loads `from`, shorter than a register or just as long, into the first lanes; zero in the others.
     #[inline(always)]
     fn load_partial(self, from: &[f32]) -> Self::V {

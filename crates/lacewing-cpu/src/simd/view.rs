@@ -180,7 +180,7 @@ impl<'a> MatMut<'a> {
     }
 
     /// Row `r` as a slice. Panics unless the columns are contiguous.
-    #[inline]
+    #[inline(always)]
     pub fn row_mut(&mut self, r: usize) -> &mut [f32] {
         assert!(self.col_stride == 1 || self.cols <= 1);
         assert!(r < self.rows);

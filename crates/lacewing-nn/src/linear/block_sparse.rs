@@ -29,18 +29,19 @@ fn accepts(problem: &Problem<'_>) -> bool {
     least >= 8 && rows % multiple == 0 && cols % multiple == 0
 }
 
-/// Below the density where multiplying stored blocks beats [`super::scatter_dense`]: break-evens measured on an H200 in
-/// bf16 (768 to 3072 wide, 50,000 rows), on two Intel cores with AVX-512 in f32, forward and training step (768 to 3072 wide,
-/// 16 to 1024 rows), and for blocks below 16 on two Zen 5 cores (384 to 1536 wide, 3,000 rows).
+/// Below the density where multiplying stored blocks beats [`super::scatter_dense`]: break-evens measured on an
+/// H200 in bf16 (768 to 3072 wide, 50,000 rows), and on two Intel cores with AVX-512 in f32, forward and training
+/// step (768 to 3072 wide, 16 to 1024 rows).
 fn pays(problem: &Problem<'_>) -> bool {
     let Form::Pattern(pattern) = problem.structure.form() else { return false };
     let (rows, cols) = pattern.block;
     let break_even = match (problem.device, rows.min(cols)) {
         (DeviceKind::Cuda, 32..) => 0.125,
         (DeviceKind::Cuda, _) => 0.06,
-        (DeviceKind::Cpu, 32..) => 0.5,
-        (DeviceKind::Cpu, 16.. | 1) => 0.35,
-        (DeviceKind::Cpu, _) => 0.1,
+        (DeviceKind::Cpu, 32..) => 0.95,
+        (DeviceKind::Cpu, 16..) => 0.9,
+        (DeviceKind::Cpu, 1) => 0.35,
+        (DeviceKind::Cpu, _) => 0.25,
     };
     problem.structure.density() <= break_even
 }

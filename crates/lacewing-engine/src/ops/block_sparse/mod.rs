@@ -20,6 +20,8 @@ struct Inner {
     blocks: Blocks,
     /// `[nnz, 2]` u32, as `positions`.
     on_device: Tensor,
+    /// The values as products of many rows read them on the host.
+    packed: cpu::Packed,
     /// The orders a GPU's kernels walk the blocks in.
     gpu: Option<cuda::Index>,
 }
@@ -46,7 +48,15 @@ impl BlockIndex {
             Device::Cpu => None,
             Device::Cuda(gpu) => Some(cuda::Index::new(gpu, (n_out, n_in), block, positions)?),
         };
-        Ok(Self(Arc::new(Inner { n_out, n_in, block, blocks, on_device, gpu })))
+        Ok(Self(Arc::new(Inner {
+            n_out,
+            n_in,
+            block,
+            blocks,
+            on_device,
+            packed: cpu::Packed::default(),
+            gpu,
+        })))
     }
 
     /// Rows of the matrix.
