@@ -2,6 +2,7 @@
 //! instructions under them. Threads are rayon's; every split depends on shapes only, so results do not depend
 //! on timing. The crate knows no tensor and no tape.
 
+pub mod chain;
 pub mod dsd;
 pub mod gemm;
 pub mod map;

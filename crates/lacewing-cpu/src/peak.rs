@@ -139,7 +139,7 @@ mod tests {
             for len in [0, 1, 64, 1003] {
                 assert_eq!(
                     level.run(Sum(&values[..len])),
-                    (0..len).map(|i| i as f32).sum(),
+                    (0..len).map(|i| i as f32).sum::<f32>(),
                     "{level:?} {len}"
                 );
             }

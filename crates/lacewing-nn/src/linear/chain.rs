@@ -167,7 +167,7 @@ impl Blocks {
 
 impl Source {
     /// The weights, flat.
-    fn get(&self, cx: &Cx, weights: &[Var]) -> Result<Var, EngineError> {
+    pub(super) fn get(&self, cx: &Cx, weights: &[Var]) -> Result<Var, EngineError> {
         let flat = |var: &Var| cx.reshape(var, &[var.value().len()]);
         match self {
             Source::Param(param) => flat(&weights[*param]),

@@ -7,6 +7,7 @@ mod block_sparse;
 mod chain;
 mod composed;
 mod dense;
+mod fused_chain;
 mod merged;
 mod scatter_dense;
 mod sum;
@@ -21,6 +22,7 @@ use std::fmt::Debug;
 /// Every kernel of a linear layer, best first. `scatter_dense` takes any pattern, so every structure has a row.
 pub static KERNELS: &[Kernel] = &[
     dense::KERNEL,
+    fused_chain::KERNEL,
     composed::KERNEL,
     merged::KERNEL,
     chain::KERNEL,

@@ -1,0 +1,381 @@
+//! Chains of block-diagonal factors, all factors at once: Monarch, butterflies, low rank and their like.
+//!
+//! A few rows at a time go through the whole chain in cache, turned so that a register holds one feature of as many
+//! rows as it has lanes. Permutations are then a matter of which feature a factor reads and touch no memory, and blocks
+//! of any size and stride run through one loop. Cost of a row: the factors' multiply-adds, and one pass over x and y.
+
+mod plan;
+mod products;
+mod tile;
+mod weights;
+
+pub use plan::Plan;
+
+use crate::parallel::{TASK, elements_per_task, within_pool};
+use crate::scratch::scratch;
+use crate::simd::{Isa, MAX_LANES, Vectorize, dispatch};
+use plan::Factor;
+use products::Blocks;
+use rayon::prelude::*;
+use thiserror::Error;
+
+/// An operand of the wrong length.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{operand} has {got} elements, {expected} needed")]
+pub struct ChainError {
+    /// Which operand.
+    pub operand: String,
+    /// Elements needed.
+    pub expected: usize,
+    /// Elements given.
+    pub got: usize,
+}
+
+/// Elements that the working memory of one thread may have while two registers of rows go through at once: beyond, one
+/// does. 1.5 MiB, as caches of the second level have from 1 to 2.
+const CACHE: usize = 384 * 1024;
+/// Multiply-adds of one task.
+const TASK_MACS: usize = 1 << 20;
+/// Weights from which on each of a few tiles is shared among threads, factor by factor.
+const SHARED_WEIGHTS: usize = 256 * 1024;
+/// Rows from which on weights are packed first.
+const PACKED_ROWS: usize = 64;
+/// Elements that all partial sums of weight gradients together should not exceed,
+const PARTIALS: usize = 4 << 20;
+/// and how many there are at least and at most where there are tiles enough.
+const FEWEST_PARTIALS: usize = 4;
+const MOST_PARTIALS: usize = 32;
+
+/// Rows that go through the chain at once: `registers` times the lanes of one.
+#[derive(Clone, Copy)]
+struct Tile {
+    registers: usize,
+    rows: usize,
+}
+
+impl Tile {
+    /// For `rows` rows of a chain that needs `features` values of each at a time.
+    fn of(rows: usize, features: usize) -> Self {
+        let lanes = dispatch(Lanes);
+        let one = rows <= lanes || 2 * MAX_LANES * features > CACHE;
+        let registers = if one { 1 } else { 2 };
+        Self { registers, rows: registers * lanes }
+    }
+
+    /// Tiles of a task of `macs` multiply-adds a row.
+    fn per_task(self, macs: usize) -> usize {
+        (TASK_MACS / (self.rows * macs).max(1)).max(1)
+    }
+}
+
+/// How many f32 a register holds at the level in use.
+struct Lanes;
+
+impl Vectorize for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> usize {
+        I::LANES
+    }
+}
+
+impl Plan {
+    /// `y = W x` for each row, `weights` being the factors' blocks `[blocks, q, p]` in the order of the chain.
+    ///
+    /// Shapes: `x [rows, n_in]`, `y [rows, n_out]`.
+    ///
+    /// # Errors
+    ///
+    /// [`ChainError`] naming the operand of the wrong length.
+    pub fn forward(&self, weights: &[&[f32]], x: &[f32], y: &mut [f32]) -> Result<(), ChainError> {
+        let rows = self.check(weights, x.len(), y.len())?;
+        if y.is_empty() {
+            return Ok(());
+        }
+        let widest = self.widths().max().unwrap_or(0) + 1;
+        if rows < PACKED_ROWS && self.macs() >= SHARED_WEIGHTS {
+            let rows = dispatch(Lanes);
+            let tiles = x.chunks(rows * self.n_in).zip(y.chunks_mut(rows * self.n_out));
+            within_pool(|| tiles.for_each(|(x, y)| self.forward_shared(weights, x, y, rows, widest)));
+            return Ok(());
+        }
+        let tile = Tile::of(rows, 2 * widest);
+        let per_task = tile.per_task(self.macs()) * tile.rows;
+        let run = |blocks: &[Blocks<'_>]| {
+            let tasks = y.par_chunks_mut(per_task * self.n_out).enumerate();
+            tasks.for_each(|(task, y)| {
+                let x = rows_of(x, task * per_task, y.len() / self.n_out, self.n_in);
+                scratch(2 * widest * tile.rows, |memory| match tile.registers {
+                    1 => forward_tiles::<1>(self, blocks, x, y, tile, memory),
+                    _ => forward_tiles::<2>(self, blocks, x, y, tile, memory),
+                });
+            });
+        };
+        pooled(rows <= per_task, rows, || self.with_packed(weights, rows, false, run));
+        Ok(())
+    }
+
+    /// Calls `f` with the factors' blocks, packed where rows are enough to pay for it; transposed where `turned`.
+    fn with_packed(&self, weights: &[&[f32]], rows: usize, turned: bool, f: impl FnOnce(&[Blocks<'_>])) {
+        let lanes = dispatch(Lanes);
+        let len = |factor: &Factor| {
+            let Blocks { n, inner, .. } = factor.blocks(turned, &[], &[]);
+            if rows < PACKED_ROWS { 0 } else { products::packed_len(lanes, factor.blocks, n, inner) }
+        };
+        scratch(self.factors.iter().map(len).sum(), |mut memory| {
+            let mut blocks = Vec::with_capacity(weights.len());
+            for (factor, w) in self.factors.iter().zip(weights) {
+                let (packed, rest) = memory.split_at_mut(len(factor));
+                memory = rest;
+                let Blocks { n, inner, .. } = factor.blocks(turned, w, &[]);
+                if !packed.is_empty() {
+                    let per_task = (TASK / (n * inner)).max(1);
+                    let parts = packed.par_chunks_mut(per_task * (packed.len() / factor.blocks));
+                    parts.zip(w.par_chunks(per_task * n * inner)).for_each(|(packed, w)| {
+                        dispatch(products::Pack { w, n, inner, turned, packed });
+                    });
+                }
+                blocks.push(factor.blocks(turned, w, packed));
+            }
+            f(&blocks);
+        });
+    }
+
+    /// One tile of `rows`, one register, its factors' outputs shared among threads.
+    fn forward_shared(&self, weights: &[&[f32]], x: &[f32], y: &mut [f32], rows: usize, widest: usize) {
+        scratch(2 * widest * rows, |memory| {
+            let (mut from, mut to) = memory.split_at_mut(widest * rows);
+            dispatch(tile::Read::<1> { x, cols: self.n_in, tile: from });
+            for (factor, w) in self.factors.iter().zip(weights) {
+                let width = factor.blocks * factor.q;
+                let (blocks, reads) = (factor.blocks(false, w, &[]), &factor.reads[..]);
+                let per_task = (TASK_MACS / 4 / (rows * factor.p)).max(1).next_multiple_of(12);
+                let out = to[..width * rows].par_chunks_mut(per_task * rows).enumerate();
+                out.for_each(|(task, out)| {
+                    let first = task * per_task;
+                    dispatch(products::Outputs::<1, false> { blocks, from, reads, first, out });
+                });
+                to[width * rows..][..rows].fill(0.0);
+                (from, to) = (to, from);
+            }
+            dispatch(tile::Write::<1> { tile: from, at: &self.outputs, cols: self.n_out, y });
+        });
+    }
+
+    /// The gradients of [`Plan::forward`]: `dx` is written, each of `dw` that is there is added to.
+    ///
+    /// Shapes: `x [rows, n_in]`, `dy [rows, n_out]`. What the factors made of x is made again, tile by tile.
+    ///
+    /// # Errors
+    ///
+    /// [`ChainError`] naming the operand of the wrong length.
+    pub fn gradients(
+        &self,
+        weights: &[&[f32]],
+        x: &[f32],
+        dy: &[f32],
+        mut dx: Option<&mut [f32]>,
+        dw: &mut [Option<&mut [f32]>],
+    ) -> Result<(), ChainError> {
+        let rows = self.check(weights, x.len(), dy.len())?;
+        let len = |operand: String, got, expected| match got == expected {
+            true => Ok(()),
+            false => Err(ChainError { operand, expected, got }),
+        };
+        len("dw".into(), dw.len(), weights.len())?;
+        for (at, (dw, w)) in dw.iter().zip(weights).enumerate() {
+            len(format!("dw {at}"), dw.as_ref().map_or(w.len(), |dw| dw.len()), w.len())?;
+        }
+        if let Some(dx) = &dx {
+            len("dx".into(), dx.len(), x.len())?;
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        let kept: usize = self.widths().take(self.factors.len()).map(|width| width + 1).sum();
+        let widest = self.widths().max().unwrap_or(0) + 1;
+        let tile = Tile::of(rows, kept + 2 * widest);
+        let wanted: Vec<bool> = dw.iter().map(Option::is_some).collect();
+        let size: usize = dw.iter().flatten().map(|dw| dw.len()).sum();
+        let most = (PARTIALS / size.max(1)).clamp(FEWEST_PARTIALS, MOST_PARTIALS);
+        let tiles = rows.div_ceil(tile.rows);
+        let per_task = tiles.div_ceil(most).max(tile.per_task(3 * self.macs()).min(tiles)) * tile.rows;
+        let tasks = rows.div_ceil(per_task);
+        let dx_parts: Vec<Option<&mut [f32]>> = match &mut dx {
+            Some(dx) => dx.chunks_mut(per_task * self.n_in).map(Some).collect(),
+            None => (0..tasks).map(|_| None).collect(),
+        };
+        pooled(tasks == 1, rows, || {
+            scratch(tasks * size, |partials| {
+                partials.fill(0.0);
+                let mut partial_parts: Vec<&mut [f32]> = match size {
+                    0 => (0..tasks).map(|_| <&mut [f32]>::default()).collect(),
+                    _ => partials.chunks_exact_mut(size).collect(),
+                };
+                let inputs = tile.rows * 2 * MAX_LANES;
+                self.with_packed(weights, rows, false, |blocks| {
+                    self.with_packed(weights, rows, true, |turned| {
+                        let backward = Backward { plan: self, blocks, turned, wanted: &wanted, tile, kept };
+                        let work = partial_parts.par_iter_mut().zip(dx_parts).enumerate();
+                        work.for_each(|(task, (partial, dx))| {
+                            let count = per_task.min(rows - task * per_task);
+                            let x = rows_of(x, task * per_task, count, self.n_in);
+                            let dy = rows_of(dy, task * per_task, count, self.n_out);
+                            scratch((kept + 2 * widest) * tile.rows + inputs, |memory| {
+                                match tile.registers {
+                                    1 => backward.tiles::<1>(x, dy, dx, partial, memory),
+                                    _ => backward.tiles::<2>(x, dy, dx, partial, memory),
+                                }
+                            });
+                        });
+                    });
+                });
+                add_partials(dw, partials, size);
+            });
+        });
+        Ok(())
+    }
+
+    /// Rows of x and y, where all lengths fit.
+    fn check(&self, weights: &[&[f32]], x: usize, y: usize) -> Result<usize, ChainError> {
+        let len = |operand: String, got, expected| match got == expected {
+            true => Ok(()),
+            false => Err(ChainError { operand, expected, got }),
+        };
+        len("weights".into(), weights.len(), self.factors.len())?;
+        for (at, (w, factor)) in weights.iter().zip(&self.factors).enumerate() {
+            len(format!("weight {at}"), w.len(), factor.weights())?;
+        }
+        let rows = x / self.n_in.max(1);
+        len("x".into(), x, rows * self.n_in)?;
+        len("y".into(), y, rows * self.n_out)?;
+        Ok(rows)
+    }
+}
+
+/// Runs `f` within the pool, but what is one task without packing: to hand that over would cost more than it saves.
+fn pooled(one_task: bool, rows: usize, f: impl FnOnce() + Send) {
+    if one_task && rows < PACKED_ROWS { f() } else { within_pool(f) }
+}
+
+/// Adds partial sums, each of `size` and in it one gradient after the other.
+fn add_partials(dw: &mut [Option<&mut [f32]>], partials: &[f32], size: usize) {
+    let mut offset = 0;
+    for dw in dw.iter_mut().flatten() {
+        let step = elements_per_task(dw.len());
+        dw.par_chunks_mut(step).enumerate().for_each(|(at, dw)| {
+            for partial in partials.chunks_exact(size) {
+                let partial = &partial[offset + at * step..][..dw.len()];
+                dw.iter_mut().zip(partial).for_each(|(dw, part)| *dw += part);
+            }
+        });
+        offset += dw.len();
+    }
+}
+
+fn rows_of(x: &[f32], first: usize, count: usize, cols: usize) -> &[f32] {
+    &x[first * cols..][..count * cols]
+}
+
+/// Some rows through the chain, a tile at a time.
+fn forward_tiles<const R: usize>(
+    plan: &Plan,
+    blocks: &[Blocks<'_>],
+    x: &[f32],
+    y: &mut [f32],
+    tile: Tile,
+    memory: &mut [f32],
+) {
+    let half = memory.len() / 2;
+    let (mut from, mut to) = memory.split_at_mut(half);
+    for (x, y) in x.chunks(tile.rows * plan.n_in).zip(y.chunks_mut(tile.rows * plan.n_out)) {
+        dispatch(tile::Read::<R> { x, cols: plan.n_in, tile: from });
+        for (factor, &blocks) in plan.factors.iter().zip(blocks) {
+            apply::<R, false>(blocks, from, &factor.reads, factor.blocks * blocks.n, to, tile);
+            (from, to) = (to, from);
+        }
+        dispatch(tile::Write::<R> { tile: from, at: &plan.outputs, cols: plan.n_out, y });
+    }
+}
+
+/// All `n_out` outputs of a factor, and the feature of zeros after them.
+fn apply<const R: usize, const TURNED: bool>(
+    blocks: Blocks<'_>,
+    from: &[f32],
+    reads: &[u32],
+    n_out: usize,
+    to: &mut [f32],
+    tile: Tile,
+) {
+    let (out, zeros) = to.split_at_mut(n_out * tile.rows);
+    dispatch(products::Outputs::<R, TURNED> { blocks, from, reads, first: 0, out });
+    zeros[..tile.rows].fill(0.0);
+}
+
+/// What gradients are made of.
+struct Backward<'a> {
+    plan: &'a Plan,
+    blocks: &'a [Blocks<'a>],
+    /// Their transposes.
+    turned: &'a [Blocks<'a>],
+    /// Which weights want a gradient.
+    wanted: &'a [bool],
+    tile: Tile,
+    /// Features that are kept of the forward pass, zeros included.
+    kept: usize,
+}
+
+impl Backward<'_> {
+    /// Some rows, a tile at a time; `partial` has the weights' gradients one after the other.
+    fn tiles<const R: usize>(
+        &self,
+        x: &[f32],
+        dy: &[f32],
+        mut dx: Option<&mut [f32]>,
+        partial: &mut [f32],
+        memory: &mut [f32],
+    ) {
+        let &Self { plan, blocks, turned, wanted, tile, kept } = self;
+        let rows = tile.rows;
+        let (made, rest) = memory.split_at_mut(kept * rows);
+        let (inputs, rest) = rest.split_at_mut(rows * 2 * MAX_LANES);
+        let half = rest.len() / 2;
+        let (mut from, mut to) = rest.split_at_mut(half);
+        for (at, (x, dy)) in x.chunks(rows * plan.n_in).zip(dy.chunks(rows * plan.n_out)).enumerate() {
+            dispatch(tile::Read::<R> { x, cols: plan.n_in, tile: made });
+            let mut offset = 0;
+            for (factor, (&blocks, width)) in plan.factors.iter().zip(blocks.iter().zip(plan.widths())) {
+                let next = offset + (width + 1) * rows;
+                if next < made.len() {
+                    let (before, after) = made.split_at_mut(next);
+                    let n_out = factor.blocks * blocks.n;
+                    apply::<R, false>(blocks, &before[offset..], &factor.reads, n_out, after, tile);
+                }
+                offset = next;
+            }
+            dispatch(tile::Read::<R> { x: dy, cols: plan.n_out, tile: from });
+            let (mut offset, mut part) = (made.len(), partial.len());
+            for (k, factor) in plan.factors.iter().enumerate().rev() {
+                let width = plan.widths().nth(k).expect("a width before each factor");
+                offset -= (width + 1) * rows;
+                if wanted[k] {
+                    part -= factor.weights();
+                    let (x, dw) = (&made[offset..], &mut partial[part..][..factor.weights()]);
+                    dispatch(weights::Gradient::<R> { factor, x, dy: from, dw, turned: inputs });
+                }
+                if k > 0 || dx.is_some() {
+                    apply::<R, true>(turned[k], from, &factor.back, factor.blocks * factor.p, to, tile);
+                    (from, to) = (to, from);
+                }
+            }
+            if let Some(dx) = &mut dx {
+                let y = &mut dx[at * rows * plan.n_in..][..x.len()];
+                dispatch(tile::Write::<R> { tile: from, at: &plan.inputs, cols: plan.n_in, y });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

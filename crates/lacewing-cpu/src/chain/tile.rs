@@ -1,0 +1,71 @@
+//! Rows to tiles and back.
+
+use crate::simd::{Isa, MAX_LANES, Vectorize};
+
+/// `x [rows, cols]` to `[cols + 1, R · LANES]`: missing rows are zero, and so is the last feature.
+pub(super) struct Read<'a, const R: usize> {
+    pub(super) x: &'a [f32],
+    pub(super) cols: usize,
+    pub(super) tile: &'a mut [f32],
+}
+
+impl<const R: usize> Vectorize for Read<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { x, cols, tile } = self;
+        let (size, rows) = (R * I::LANES, x.len() / cols);
+        for r in 0..R {
+            for first in (0..cols).step_by(I::LANES) {
+                let width = I::LANES.min(cols - first);
+                let mut square = [isa.splat(0.0); MAX_LANES];
+                for (row, v) in (r * I::LANES..rows).zip(&mut square[..I::LANES]) {
+                    let from = &x[row * cols + first..][..width];
+                    *v = if width == I::LANES { isa.load(from) } else { isa.load_partial(from) };
+                }
+                isa.transpose(&mut square);
+                let features = tile[first * size..].chunks_exact_mut(size);
+                for (feature, &v) in features.take(width).zip(&square) {
+                    isa.store(&mut feature[r * I::LANES..], v);
+                }
+            }
+        }
+        tile[cols * size..][..size].fill(0.0);
+    }
+}
+
+/// The features `at [terms, cols]` of a tile, added, to `y [rows, cols]`.
+pub(super) struct Write<'a, const R: usize> {
+    pub(super) tile: &'a [f32],
+    pub(super) at: &'a [u32],
+    pub(super) cols: usize,
+    pub(super) y: &'a mut [f32],
+}
+
+impl<const R: usize> Vectorize for Write<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { tile, at, cols, y } = self;
+        let (size, rows) = (R * I::LANES, y.len() / cols);
+        for first in (0..cols).step_by(I::LANES) {
+            let width = I::LANES.min(cols - first);
+            for r in 0..R {
+                let feature = |at: u32| isa.load(&tile[at as usize * size + r * I::LANES..]);
+                let mut square = [isa.splat(0.0); MAX_LANES];
+                for (term, at) in at.chunks_exact(cols).enumerate() {
+                    for (v, &at) in square.iter_mut().zip(&at[first..first + width]) {
+                        *v = if term == 0 { feature(at) } else { isa.add(*v, feature(at)) };
+                    }
+                }
+                isa.transpose(&mut square);
+                for (row, &v) in (r * I::LANES..rows).zip(&square[..I::LANES]) {
+                    let to = &mut y[row * cols + first..][..width];
+                    if width == I::LANES { isa.store(to, v) } else { isa.store_partial(to, v) }
+                }
+            }
+        }
+    }
+}
