@@ -1,5 +1,6 @@
 //! How a structure is executed: the few shapes of computation that kernels are written for.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::{Pattern, Structure};
@@ -154,6 +155,12 @@ impl Gather {
         codes.map(|&code| ((code & !Self::MINUS) as usize, if code & Self::MINUS == 0 { 1.0 } else { -1.0 }))
     }
 
+    /// The same map without minus signs.
+    pub fn absolute(&self) -> Self {
+        let plus = |&code: &u32| if code == Self::NONE { code } else { code & !Self::MINUS };
+        Self { codes: self.codes.iter().map(plus).collect(), ..*self }
+    }
+
     /// The map of one row.
     ///
     /// # Panics
@@ -181,11 +188,11 @@ impl Gather {
 
 impl Weights {
     /// The values of W, given the structure's parameters.
-    pub fn values(&self, params: &[&[f64]]) -> Vec<f64> {
+    pub fn values<'a>(&'a self, params: &[&'a [f64]]) -> Cow<'a, [f64]> {
         match self {
-            Weights::Param(param) => params[*param].to_vec(),
-            Weights::Tied { param, gather } => gather.apply(params[*param]),
-            Weights::Constant(values) => values.clone(),
+            Weights::Param(param) => Cow::Borrowed(params[*param]),
+            Weights::Tied { param, gather } => Cow::Owned(gather.apply(params[*param])),
+            Weights::Constant(values) => Cow::Borrowed(values),
         }
     }
 }
@@ -283,6 +290,24 @@ impl Chain {
     /// Multiply-adds a row.
     pub fn macs(&self) -> usize {
         self.links.iter().map(Link::macs).sum()
+    }
+
+    /// The chain applied to one row, given the structure's parameters.
+    ///
+    /// Shapes: `x [n_in]`, result `[n_out]`.
+    ///
+    /// # Panics
+    ///
+    /// When `params` has other lengths than the links read, or `x` is longer than `n_in_ext`.
+    pub fn apply(&self, params: &[&[f64]], x: &[f64]) -> Vec<f64> {
+        assert!(x.len() <= self.n_in_ext, "{} values of at most {}", x.len(), self.n_in_ext);
+        let mut y = x.to_vec();
+        y.resize(self.n_in_ext, 0.0);
+        for link in &self.links {
+            y = link.apply(params, &y);
+        }
+        y.truncate(self.n_out);
+        y
     }
 
     /// Checks that each link reads what the one before writes.

@@ -36,6 +36,7 @@ pub mod patterns;
 pub mod project;
 mod registry;
 mod rng;
+pub mod rounding;
 pub mod sketch;
 mod spectrum;
 mod structure;

@@ -3,7 +3,7 @@
 
 mod chains;
 
-use lacewing_core::{Chain, Form, Gate, Gather, Link, Rng, Structure, Weights, structures};
+use lacewing_core::{Form, Rng, Structure, rounding, structures};
 use lacewing_engine::{Cx, DType, Device, StepRng, Tensor, ops};
 use lacewing_nn::linear::{DeviceKind, KERNELS, Problem};
 use lacewing_nn::{Built, Linear, LinearOptions, ModelBuilder, NnError};
@@ -80,11 +80,11 @@ fn composes(linear: &Linear) -> bool {
     linear.kernel().contains("composed")
 }
 
-/// [`depth`], and what a kernel adds: composing a dense product, merging a product for each weight and longer sums.
+/// [`rounding::depth`], and what a kernel adds: composing a dense product, merging a product for each weight and longer sums.
 fn depth_of(structure: &dyn Structure, linear: &Linear) -> usize {
     let dense = if composes(linear) { structure.n_in() + structure.n_out() } else { 0 };
     let longer = if linear.kernel().contains("merged") { 4 } else { 1 };
-    longer * depth(structure) + dense
+    longer * rounding::depth(structure) + dense
 }
 
 fn values(built: &Built, linear: &Linear) -> (Vec<Vec<f64>>, Vec<f64>) {
@@ -106,78 +106,9 @@ fn apply(structure: &dyn Structure, weights: &[Vec<f64>], x: &[f64]) -> Vec<f64>
     structure.apply(&weights.iter().map(Vec::as_slice).collect::<Vec<_>>(), x)
 }
 
-/// A bound of what a relative error of one in every product can do to each output, for absolute `weights` and `x`.
-///
-/// A gate is a smooth function of its logit z: its own error and that of its derivatives are at most (2 + |z|)² times.
+/// [`rounding::magnitude`] as a [`Map`].
 fn magnitude(structure: &dyn Structure, weights: &[Vec<f64>], x: &[f64]) -> Vec<f64> {
-    let sum = match structure.form() {
-        Form::Sum(sum) => sum,
-        Form::Chain(chain) => return chain_magnitude(chain, weights, x),
-        Form::Dense | Form::Pattern(_) => return apply(structure, weights, x),
-    };
-    let a = magnitude(sum.a.as_ref(), &weights[sum.a_params.clone()], x);
-    let b = magnitude(sum.b.as_ref(), &weights[sum.b_params.clone()], x);
-    let factor = match sum.gate {
-        Gate::Learned { weight, bias } => {
-            let z = weights[bias][0] + weights[weight].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
-            (2.0 + z).powi(2)
-        }
-        Gate::Fixed(_) | Gate::Plain => 1.0,
-    };
-    a.iter().zip(&b).map(|(a, b)| (a + b) * factor).collect()
-}
-
-/// The links on absolute values: a sign or a constant that cancels in the definition does not cancel a rounding.
-fn chain_magnitude(chain: &Chain, params: &[Vec<f64>], x: &[f64]) -> Vec<f64> {
-    let plain = |gather: &Gather, x: &[f64]| -> Vec<f64> {
-        (0..gather.n_out()).map(|o| gather.terms_of(o).map(|(i, _)| x[i]).sum()).collect()
-    };
-    let mut y = x.to_vec();
-    y.resize(chain.n_in_ext, 0.0);
-    for link in &chain.links {
-        y = match link {
-            &Link::Blocks { ref weights, groups, stride, q, p } => {
-                let values = match weights {
-                    Weights::Param(param) => params[*param].clone(),
-                    Weights::Tied { param, gather } => plain(gather, &params[*param]),
-                    Weights::Constant(values) => abs(values),
-                };
-                Link::Blocks { weights: Weights::Constant(values), groups, stride, q, p }.apply(&[], &y)
-            }
-            Link::Transpose { .. } => link.apply(&[], &y),
-            Link::Gather(gather) => plain(gather, &y),
-        };
-    }
-    y.truncate(chain.n_out);
-    y
-}
-
-/// Terms that an output of the map sums, or an input of its transpose.
-fn terms(gather: &Gather) -> usize {
-    let mut readers = vec![0; gather.n_in()];
-    (0..gather.n_out()).for_each(|o| gather.terms_of(o).for_each(|(i, _)| readers[i] += 1));
-    gather.terms() + readers.into_iter().max().unwrap_or(0)
-}
-
-/// Roundings on the way from an input to an output or back.
-fn depth(structure: &dyn Structure) -> usize {
-    match structure.form() {
-        Form::Dense => structure.n_in() + structure.n_out(),
-        Form::Pattern(pattern) => pattern.n_in_ext + pattern.n_out_ext,
-        Form::Chain(chain) => {
-            let sizes = chain.links.iter().map(|link| match link {
-                Link::Blocks { weights: Weights::Param(_), q, p, .. } => q + p,
-                Link::Blocks { weights: Weights::Tied { gather, .. }, q, p, .. } => q + p + terms(gather),
-                // The constants themselves are rounded.
-                Link::Blocks { weights: Weights::Constant(_), q, p, .. } => q + p + 1,
-                Link::Transpose { .. } => 0,
-                Link::Gather(gather) => terms(gather),
-            });
-            sizes.sum()
-        }
-        // Logit, exponential, quotient, weighing.
-        Form::Sum(sum) => depth(sum.a.as_ref()) + depth(sum.b.as_ref()) + structure.n_in() + 16,
-    }
+    rounding::magnitude(structure, &weights.iter().map(Vec::as_slice).collect::<Vec<_>>(), x)
 }
 
 /// γ_k = k u / (1 − k u) with f32's unit roundoff u.
@@ -463,22 +394,28 @@ fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
     assert_eq!(on(cpu, blocks(4, 0.05).as_ref(), DType::F32, None), "scatter_dense", "blocks too small");
     assert_eq!(on(cpu, built(json!("nm")).as_ref(), DType::F32, None), "scatter_dense");
     let monarch = built(json!({"structure": "monarch", "blocks": 4}));
-    assert_eq!(on(cpu, monarch.as_ref(), DType::F32, None), "chain");
+    assert_eq!(on(cpu, monarch.as_ref(), DType::F32, None), "fused_chain");
+    assert_eq!(on(cpu, monarch.as_ref(), DType::F32, Some("chain")), "chain");
     assert_eq!(on(gpu, monarch.as_ref(), DType::Bf16, None), "composed");
     let wide =
         lacewing_core::build(&json!({"structure": "monarch", "blocks": 16}), 4096, 4096, 0, None).unwrap();
     assert_eq!(on(gpu, wide.as_ref(), DType::Bf16, None), "chain");
 
-    for (sample, device, kernel) in [(3, cpu, "merged"), (3, gpu, "composed"), (2, cpu, "composed")] {
-        assert_eq!(on(device, chains::sample(sample).unwrap().as_ref(), DType::F32, None), kernel);
+    for sample in [2, 3] {
+        let chain = chains::sample(sample).unwrap();
+        assert_eq!(on(cpu, chain.as_ref(), DType::F32, None), "fused_chain");
+        assert_eq!(on(gpu, chain.as_ref(), DType::F32, None), "composed");
+        for kernel in ["composed", "merged"] {
+            assert_eq!(on(cpu, chain.as_ref(), DType::F32, Some(kernel)), kernel);
+        }
     }
 
     let pixelfly =
         json!({"structure": "pixelfly", "butterfly_size": 8, "n_factors": 2, "block": 8, "rank": 4});
     let pixelfly = lacewing_core::build(&pixelfly, 64, 64, 0, None).unwrap();
-    assert_eq!(layer(pixelfly.as_ref(), None).unwrap().0.kernel(), "sum(scatter_dense, chain)");
+    assert_eq!(layer(pixelfly.as_ref(), None).unwrap().0.kernel(), "sum(scatter_dense, fused_chain)");
     let forced = layer(pixelfly.as_ref(), Some("block_sparse")).unwrap().0;
-    assert_eq!(forced.kernel(), "sum(block_sparse, chain)");
+    assert_eq!(forced.kernel(), "sum(block_sparse, fused_chain)");
     let refused = layer(pixelfly.as_ref(), Some("dense")).unwrap_err().to_string();
     assert!(refused.contains("`dense` does not take `pixelfly`"), "{refused}");
     let unknown = layer(pixelfly.as_ref(), Some("fast")).unwrap_err().to_string();

@@ -19,7 +19,8 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     /// Evaluate trained weights: accuracy and latency
     Eval(EvalArgs),
-    /// Measure structures against a dense layer of the same shape, and the density from which on they are faster
+    /// Measure structures against a dense layer of the same shape and the density from which on they are faster, or a model
+    /// against its dense twin
     Bench(BenchArgs),
     /// Show every layer of a model: structure, shape, parameters, density, MACs
     Info(InfoArgs),
@@ -152,6 +153,29 @@ pub(crate) struct BenchArgs {
     /// Write the rows to a CSV file as well, below a line on the machine
     #[arg(long, value_name = "FILE")]
     pub(crate) csv: Option<PathBuf>,
+    /// Plot speed-up over density for each shape, as INxOUT.svg in this folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Measure other libraries beside each case, by the Python of this environment (default: the python3 of the PATH), and
+    /// compare with the best dense product of all
+    #[arg(long, value_name = "VENV")]
+    pub(crate) peers: Option<Option<PathBuf>>,
+    /// Measure a whole model against its dense twin: a model's name or config, a run's folder, or a recipe
+    #[arg(long, value_name = "MODEL",
+        conflicts_with_all = ["structures", "shapes", "rows", "density", "svg", "peers"])]
+    pub(crate) model: Option<String>,
+    /// A YAML list of rules for the model: {match: PATTERN, structure: NAME, ...}
+    #[arg(long, value_name = "FILE", requires = "model", conflicts_with_all = ["to", "layers"])]
+    pub(crate) rules: Option<PathBuf>,
+    /// A structure for the model's layers, by name or config (default: what the model has)
+    #[arg(long, value_name = "STRUCTURE", requires = "model")]
+    pub(crate) to: Option<String>,
+    /// Patterns of the layers that get it
+    #[arg(long, value_name = "PATTERN", num_args = 1.., default_values = ["blocks.*"], requires = "to")]
+    pub(crate) layers: Vec<String>,
+    /// Pictures in a batch
+    #[arg(long, value_name = "N", num_args = 1.., value_delimiter = ',', default_values_t = [1, 8], requires = "model")]
+    pub(crate) batch: Vec<usize>,
 }
 
 #[derive(Debug, Args)]

@@ -106,7 +106,7 @@ fn entries(link: &Link, params: &[&[f64]]) -> Entries {
         Link::Blocks { ref weights, groups, stride, q, p } => {
             let values = weights.values(params);
             let grid = Grid { groups, stride, q, p };
-            let all = values.into_iter().enumerate().map(|(at, value)| {
+            let all = values.iter().enumerate().map(|(at, &value)| {
                 let (row, col) = grid.place(at);
                 (row, col, value)
             });

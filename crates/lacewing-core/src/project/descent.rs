@@ -114,7 +114,7 @@ impl<'a> Objective<'a> {
         let slices: Vec<&[f64]> = params.iter().map(Vec::as_slice).collect();
         let values: Vec<Vec<f64>> = (links.iter().zip(&self.maps))
             .map(|(link, (_, constant))| match link {
-                Link::Blocks { weights, .. } => weights.values(&slices),
+                Link::Blocks { weights, .. } => weights.values(&slices).into_owned(),
                 _ => constant.clone(),
             })
             .collect();

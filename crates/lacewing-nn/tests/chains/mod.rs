@@ -149,11 +149,7 @@ impl Structure for SampleChain {
     }
 
     fn apply(&self, params: &[&[f64]], x: &[f64]) -> Vec<f64> {
-        let mut y = x.to_vec();
-        y.resize(self.chain.n_in_ext, 0.0);
-        self.chain.links.iter().for_each(|link| y = link.apply(params, &y));
-        y.truncate(self.chain.n_out);
-        y
+        self.chain.apply(params, x)
     }
 
     fn counts(&self) -> Counts {

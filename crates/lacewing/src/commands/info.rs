@@ -14,7 +14,7 @@ use std::error::Error;
 use std::path::Path;
 
 pub(super) fn run(args: InfoArgs) -> CommandResult {
-    let config = find(&args)?;
+    let config = find_model(&args.target, &args.settings)?;
     let summary = config.summary()?;
     if args.json {
         return print(&format!("{:#}\n", as_json(&config, &summary)));
@@ -22,9 +22,10 @@ pub(super) fn run(args: InfoArgs) -> CommandResult {
     print(&as_table(&config, &summary))
 }
 
-/// The model's config, from wherever the target is.
-fn find(args: &InfoArgs) -> Result<ModelConfig, Box<dyn Error>> {
-    let (target, changes) = (args.target.as_str(), overrides(&args.settings)?);
+/// The config of the model that `target` names (a model, a run's folder, a model.safetensors file, or a recipe), with
+/// `settings` changed.
+pub(super) fn find_model(target: &str, settings: &[String]) -> Result<ModelConfig, Box<dyn Error>> {
+    let changes = overrides(settings)?;
     let path = Path::new(target);
     if recipes::find(target).is_some()
         || (recipes::is_file(target) && path.extension() != Some("safetensors".as_ref()))

@@ -1,7 +1,9 @@
 //! What ends a bench.
 
 use super::check::Mistake;
+use super::peers::RECIPE;
 use lacewing_core::StructureError;
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -40,8 +42,8 @@ pub(super) enum BenchError {
     },
     /// An output that rounding does not explain.
     #[error(
-        "`{structure}` at {n_in}x{n_out}, {rows} rows, is wrong through {}: output {} of row {} is {}, not {} within {:e}",
-        mistake.kernel, mistake.output, mistake.row, mistake.got, mistake.expected, mistake.bound
+        "`{structure}` at {n_in}x{n_out}, {rows} rows, is wrong through {}: {} is {}, not {} within {:e}",
+        mistake.kernel, mistake.what, mistake.got, mistake.expected, mistake.bound
     )]
     Wrong {
         /// The structure.
@@ -56,11 +58,70 @@ pub(super) enum BenchError {
         mistake: Mistake,
     },
     /// A file that cannot be written.
-    #[error("--csv: cannot write {}: {source}", path.display())]
-    Csv {
-        /// The file.
+    #[error("{option}: cannot write {}: {source}", path.display())]
+    Write {
+        /// The option that asked for it.
+        option: &'static str,
+        /// The file or folder.
         path: PathBuf,
+        /// The reason.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// No Python to run other libraries with.
+    #[error("--peers: cannot run {}: {source}; {RECIPE}", python.display())]
+    NoPython {
+        /// The interpreter.
+        python: PathBuf,
         /// The system's reason.
         source: io::Error,
+    },
+    /// A library that cannot be done without.
+    #[error("--peers: {} has no `{module}` ({reason}); {RECIPE}", python.display())]
+    MissingModule {
+        /// The interpreter.
+        python: PathBuf,
+        /// The library.
+        module: String,
+        /// What Python says.
+        reason: String,
+    },
+    /// A program of other libraries that ended too early.
+    #[error("--peers: {} ended with {status} before it had measured everything", python.display())]
+    PeersEnded {
+        /// The interpreter.
+        python: PathBuf,
+        /// How it ended.
+        status: String,
+    },
+    /// Something that is not an answer.
+    #[error("--peers: {} answered `{line}`, not a row of times", python.display())]
+    PeersAnswer {
+        /// The interpreter.
+        python: PathBuf,
+        /// What it said.
+        line: String,
+    },
+    /// A model without anything to compare.
+    #[error("--model: every layer of {model} is dense; say what to put in their place by --to or --rules")]
+    AllDense {
+        /// The model.
+        model: String,
+    },
+    /// A model that does not compute what its structures define.
+    #[error(
+        "{model} at batch {batch} is wrong: {what} differ from those with the definitions' dense weights by {by:e} of \
+         the largest, where rounding explains {bound:e}"
+    )]
+    WrongModel {
+        /// The model.
+        model: String,
+        /// Pictures in a batch.
+        batch: usize,
+        /// Logits or gradients.
+        what: &'static str,
+        /// The largest difference.
+        by: f64,
+        /// What it may be.
+        bound: f64,
     },
 }

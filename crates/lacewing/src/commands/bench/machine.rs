@@ -51,6 +51,11 @@ impl Limits {
         (work.flops / self.flops_per_s).max(work.bytes / self.bytes_per_s(work.held))
     }
 
+    /// Bytes that `work` moves in so many seconds, over those that could be read.
+    pub(super) fn share_of_reads(&self, work: Work, seconds: f64) -> f64 {
+        work.bytes / seconds / self.bytes_per_s(work.held)
+    }
+
     /// Bytes read a second by passes that touch `held` bytes: weights that stay in a cache come from there. The rate of
     /// the nearest smaller buffer, so that the time is a bound.
     fn bytes_per_s(&self, held: f64) -> f64 {

@@ -1,14 +1,15 @@
-//! Timing: two layers in turns, so that what else the machine does falls on both.
+//! Timing: two layers, or two models, in turns, so that what else the machine does falls on both.
 
 use lacewing_core::Structure;
 use lacewing_engine::{Cx, DType, Device, EngineError, StepRng, Tensor};
 use lacewing_nn::{Built, Linear, LinearOptions, ModelBuilder, NnError};
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// Passes before the clock counts.
 const WARM_UP: usize = 3;
 
-/// Samples of each layer at least.
+/// Samples of each at least.
 const MIN_SAMPLES: usize = 7;
 
 /// Time after which no further pair of samples is taken.
@@ -16,6 +17,22 @@ const BUDGET: Duration = Duration::from_millis(300);
 
 /// The least time of a sample, in seconds: shorter passes are repeated inside it.
 const MIN_SAMPLE: f64 = 1e-3;
+
+/// Time after which passes that take seconds have been warmed up, and after which [`FEW_SAMPLES`] are enough.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Samples of each at least, where a pass takes seconds.
+const FEW_SAMPLES: usize = 3;
+
+/// How samples are taken, for programs that time other libraries in the same way.
+pub(super) fn protocol() -> Value {
+    json!({
+        "warm_up": WARM_UP,
+        "min_samples": MIN_SAMPLES,
+        "budget_s": BUDGET.as_secs_f64(),
+        "min_sample_s": MIN_SAMPLE,
+    })
+}
 
 /// What a pass computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +51,14 @@ impl Direction {
             Self::Training => "forward+backward",
         }
     }
+}
+
+/// What a backward pass found.
+pub(super) struct Gradients {
+    /// Of the input, `[rows, n_in]`.
+    pub(super) x: Vec<f32>,
+    /// Of each parameter of the structure.
+    pub(super) params: Vec<Vec<f32>>,
 }
 
 /// A linear layer without a bias, in f32.
@@ -65,6 +90,19 @@ impl Layer {
         self.linear.weights().iter().map(read).collect()
     }
 
+    /// The gradients of `x [rows, n_in]` and of the structure's parameters, where the output's is `dy [rows, n_out]`.
+    pub(super) fn gradients(&self, x: &Tensor, dy: &Tensor) -> Result<Gradients, EngineError> {
+        let params = &self.built.params;
+        params.zero_gradients()?;
+        let cx = Cx::training(params.clone(), StepRng::new(0, 0));
+        let input = cx.leaf(x.clone());
+        let y = self.linear.forward(&cx, &input)?;
+        // No path leads from an output to the inputs where nothing is stored.
+        let x = cx.backward(&y, dy.clone())?.take(&input).map_or(Ok(vec![0.0; x.len()]), |dx| dx.to_f32())?;
+        let params = self.linear.weights().iter().map(|&id| params.gradient(id)?.to_f32());
+        Ok(Gradients { x, params: params.collect::<Result<_, _>>()? })
+    }
+
     /// One pass over `x [rows, n_in]`, its output's gradient being `dy [rows, n_out]`. Returns the output.
     pub(super) fn pass(&self, direction: Direction, x: &Tensor, dy: &Tensor) -> Result<Tensor, EngineError> {
         let params = self.built.params.clone();
@@ -93,51 +131,59 @@ pub(super) struct Times {
     pub(super) ms_spread: f64,
     /// Median of the dense layer.
     pub(super) dense_ms: f64,
+    /// As `ms_spread`.
+    pub(super) dense_ms_spread: f64,
 }
 
-/// Times passes of a dense and another layer in turns.
+/// Times the passes of something dense and of another thing in turns.
 pub(super) fn compare(
     device: &Device,
-    layers: [&Layer; 2],
-    direction: Direction,
-    x: &Tensor,
-    dy: &Tensor,
+    passes: [&dyn Fn() -> Result<(), EngineError>; 2],
 ) -> Result<Times, EngineError> {
-    let sample = |layer: &Layer, passes: usize| -> Result<f64, EngineError> {
+    let sample = |pass: &dyn Fn() -> Result<(), EngineError>, times: usize| -> Result<f64, EngineError> {
         let start = Instant::now();
-        for _ in 0..passes {
-            layer.pass(direction, x, dy)?;
+        for _ in 0..times {
+            pass()?;
         }
         device.synchronize()?;
         Ok(start.elapsed().as_secs_f64())
     };
-    let mut passes = [1, 1];
-    for (layer, passes) in layers.into_iter().zip(&mut passes) {
-        sample(layer, WARM_UP)?;
+    let mut repeats = [1, 1];
+    for (pass, repeats) in passes.into_iter().zip(&mut repeats) {
+        let start = Instant::now();
+        for _ in 0..WARM_UP {
+            sample(pass, 1)?;
+            if start.elapsed() > PATIENCE / 10 {
+                break;
+            }
+        }
         loop {
-            let seconds = sample(layer, *passes)?;
+            let seconds = sample(pass, *repeats)?;
             if seconds >= MIN_SAMPLE {
                 break;
             }
             // A fifth more than seems enough; at most tenfold, since a first sample may be of anything.
-            let needed = *passes as f64 * (1.2 * MIN_SAMPLE / seconds.max(1e-9)).clamp(1.0, 10.0);
-            *passes = needed.ceil() as usize + 1;
+            let needed = *repeats as f64 * (1.2 * MIN_SAMPLE / seconds.max(1e-9)).clamp(1.0, 10.0);
+            *repeats = needed.ceil() as usize + 1;
         }
     }
     let (start, mut samples) = (Instant::now(), [Vec::new(), Vec::new()]);
-    while samples[0].len() < MIN_SAMPLES || start.elapsed() < BUDGET {
-        for ((layer, &passes), samples) in layers.into_iter().zip(&passes).zip(&mut samples) {
-            samples.push(1e3 * sample(layer, passes)? / passes as f64);
+    let enough = |n: usize| n >= if start.elapsed() < PATIENCE { MIN_SAMPLES } else { FEW_SAMPLES };
+    while !enough(samples[0].len()) || start.elapsed() < BUDGET {
+        for ((pass, &repeats), samples) in passes.into_iter().zip(&repeats).zip(&mut samples) {
+            samples.push(1e3 * sample(pass, repeats)? / repeats as f64);
         }
     }
     let [dense, own] = samples.map(|mut samples| {
         samples.sort_by(f64::total_cmp);
         samples
     });
+    let spread = |sorted: &[f64]| quantile(sorted, 0.75) - quantile(sorted, 0.25);
     Ok(Times {
         ms: quantile(&own, 0.5),
-        ms_spread: quantile(&own, 0.75) - quantile(&own, 0.25),
+        ms_spread: spread(&own),
         dense_ms: quantile(&dense, 0.5),
+        dense_ms_spread: spread(&dense),
     })
 }
 

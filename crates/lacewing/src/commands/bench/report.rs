@@ -1,16 +1,17 @@
 //! What came out: a row each, and the density from which on a structure is faster than dense.
 
-use super::error::BenchError;
 use super::machine::{Limits, Work};
 use super::measure::{Direction, Times};
+use super::peers::{PeerTimes, Skipped};
+use super::plot::{self, Point, Series};
 use crate::commands::info::settings;
 use lacewing_engine::Device;
 use lacewing_train::report::{Align, Table};
 use serde_json::{Map, Value, json};
 use std::fmt;
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+
+/// Our name beside those of other libraries.
+const OURS: &str = "lacewing";
 
 /// One structure at one shape and number of rows, timed beside a dense layer.
 pub(super) struct Measured {
@@ -24,8 +25,26 @@ pub(super) struct Measured {
     pub(super) n_out: usize,
     pub(super) rows: usize,
     pub(super) kernel: String,
+    /// That of the dense layer.
+    pub(super) dense_kernel: String,
     pub(super) times: Times,
     pub(super) work: Work,
+    pub(super) dense_work: Work,
+    /// What other libraries took, where they were asked.
+    pub(super) peers: Option<Vec<PeerTimes>>,
+}
+
+/// What one of the libraries did in a row.
+struct Run<'a> {
+    peer: &'a str,
+    structure: &'a str,
+    density: f64,
+    kernel: &'a str,
+    ms: f64,
+    ms_spread: f64,
+    work: Work,
+    /// Its config in a line.
+    settings: String,
 }
 
 /// A row of the report.
@@ -34,32 +53,94 @@ struct Row {
     fields: Map<String, Value>,
     /// The config in a line.
     settings: String,
+    /// Whether it is what was asked for, not what it is compared with.
+    own: bool,
+    /// Operations that a dense layer takes for the same, and bytes moved, each a second: in GFLOP/s and as a share of the
+    /// reads that the layer's size allows.
+    dense_gflops: f64,
+    share_of_reads: f64,
 }
 
 impl Row {
-    fn new(limits: &Limits, device: &Device, direction: Direction, measured: &Measured) -> Self {
-        let &Measured { density, n_in, n_out, rows, ref times, work, .. } = measured;
-        let gflops = work.flops / times.ms / 1e6;
+    /// Ours, then those that it is compared with where other libraries were asked.
+    fn of(limits: &Limits, device: &Device, direction: Direction, measured: &Measured) -> Vec<Self> {
+        let &Measured { ref label, density, ref kernel, ref times, work, dense_work, .. } = measured;
+        let peers = measured.peers.as_deref().unwrap_or_default();
+        let others = peers.iter().filter(|peer| peer.dense);
+        let others = others.map(|peer| (peer.ms, format!("{} {}", peer.peer, peer.kernel)));
+        let ours = (times.dense_ms, OURS.to_owned());
+        let best = others.fold(ours, |best, other| if other.0 < best.0 { other } else { best });
+        let own = Run {
+            peer: OURS,
+            structure: label,
+            density,
+            kernel,
+            ms: times.ms,
+            ms_spread: times.ms_spread,
+            work,
+            settings: settings(&rounded(&measured.config)),
+        };
+        // Beside those of others our own dense layer has its row, since another's may be the one compared with.
+        let dense = measured.peers.is_some().then(|| Run {
+            peer: OURS,
+            structure: "dense",
+            density: 1.0,
+            kernel: &measured.dense_kernel,
+            ms: times.dense_ms,
+            ms_spread: times.dense_ms_spread,
+            work: dense_work,
+            settings: "dense".to_owned(),
+        });
+        let others = peers.iter().map(|peer| {
+            let (structure, density, work) =
+                if peer.dense { ("dense", 1.0, dense_work) } else { (label.as_str(), density, work) };
+            let &PeerTimes { ref peer, ref kernel, ms, ms_spread, .. } = peer;
+            Run { peer, structure, density, kernel, ms, ms_spread, work, settings: structure.to_owned() }
+        });
+        let row = |run| Self::new(limits, device, direction, measured, &best, run);
+        let own = Self { own: true, ..row(own) };
+        std::iter::once(own).chain(dense.into_iter().chain(others).map(row)).collect()
+    }
+
+    fn new(
+        limits: &Limits,
+        device: &Device,
+        direction: Direction,
+        measured: &Measured,
+        (dense_ms, dense_by): &(f64, String),
+        run: Run<'_>,
+    ) -> Self {
+        let gflops = run.work.flops / run.ms / 1e6;
         let fields = json!({
-            "structure": measured.label,
-            "density": density,
-            "n_in": n_in,
-            "n_out": n_out,
-            "rows": rows,
+            "structure": run.structure,
+            "density": run.density,
+            "n_in": measured.n_in,
+            "n_out": measured.n_out,
+            "rows": measured.rows,
             "dtype": "f32",
             "device": device.to_string(),
             "direction": direction.name(),
-            "ms": times.ms,
-            "ms_spread": times.ms_spread,
-            "dense_ms": times.dense_ms,
-            "speedup": times.dense_ms / times.ms,
+            "ms": run.ms,
+            "ms_spread": run.ms_spread,
+            "dense_ms": dense_ms,
+            "speedup": dense_ms / run.ms,
             "gflops": gflops,
             "percent_of_peak": 100.0 * gflops * 1e9 / limits.flops_per_s,
-            "limit_speedup": times.dense_ms / (1e3 * limits.seconds(work)),
-            "kernel": measured.kernel,
+            "limit_speedup": dense_ms / (1e3 * limits.seconds(run.work)),
+            "kernel": run.kernel,
         });
-        let Value::Object(fields) = fields else { unreachable!("a map above") };
-        Self { fields, settings: settings(&rounded(&measured.config)) }
+        let Value::Object(mut fields) = fields else { unreachable!("a map above") };
+        if measured.peers.is_some() {
+            fields.insert("peer".to_owned(), run.peer.into());
+            fields.insert("dense_by".to_owned(), dense_by.as_str().into());
+        }
+        Self {
+            fields,
+            settings: run.settings,
+            own: false,
+            dense_gflops: measured.dense_work.flops / run.ms / 1e6,
+            share_of_reads: limits.share_of_reads(run.work, run.ms / 1e3),
+        }
     }
 
     fn number(&self, key: &str) -> f64 {
@@ -67,7 +148,7 @@ impl Row {
     }
 
     fn text(&self, key: &str) -> String {
-        self.fields[key].as_str().map_or_else(|| self.fields[key].to_string(), str::to_owned)
+        cell(&self.fields[key])
     }
 
     fn shape(&self) -> String {
@@ -78,6 +159,11 @@ impl Row {
     fn group(&self) -> [&Value; 4] {
         ["structure", "n_in", "n_out", "rows"].map(|key| &self.fields[key])
     }
+}
+
+/// A value without the quotes of a text.
+fn cell(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// A config whose fractions have four decimals: for people.
@@ -131,12 +217,20 @@ pub(super) struct Report {
     limits: Limits,
     direction: Direction,
     rows: Vec<Row>,
+    /// What was left out of other libraries, where they were asked.
+    skipped: Option<Vec<Skipped>>,
 }
 
 impl Report {
-    pub(super) fn new(limits: Limits, device: &Device, direction: Direction, measured: &[Measured]) -> Self {
-        let rows = measured.iter().map(|one| Row::new(&limits, device, direction, one)).collect();
-        Self { limits, direction, rows }
+    pub(super) fn new(
+        limits: Limits,
+        device: &Device,
+        direction: Direction,
+        measured: &[Measured],
+        skipped: Option<Vec<Skipped>>,
+    ) -> Self {
+        let rows = measured.iter().flat_map(|one| Row::of(&limits, device, direction, one)).collect();
+        Self { limits, direction, rows, skipped }
     }
 
     pub(super) fn to_json(&self) -> Value {
@@ -155,13 +249,54 @@ impl Report {
             })
         });
         let break_even: Vec<Value> = break_even.collect();
-        json!({ "machine": self.limits.to_json(), "rows": rows, "break_even": break_even })
+        let mut report = json!({ "machine": self.limits.to_json(), "rows": rows, "break_even": break_even });
+        if let Some(skipped) = &self.skipped {
+            let skipped = skipped.iter().map(|one| json!({ "peer": one.peer, "reason": one.reason }));
+            report["skipped"] = skipped.collect();
+        }
+        report
+    }
+
+    /// A line on the machine, a header, and a line for each row.
+    pub(super) fn to_csv(&self) -> String {
+        csv(&self.limits, self.rows.iter().map(|row| &row.fields))
+    }
+
+    /// A plot of the shape `n_in` x `n_out`.
+    pub(super) fn to_svg(&self, (n_in, n_out): (usize, usize)) -> String {
+        let mut series: Vec<Series> = Vec::new();
+        for row in self.own().filter(|row| row.fields["n_in"] == n_in && row.fields["n_out"] == n_out) {
+            let (structure, rows) = (row.text("structure"), row.text("rows"));
+            let point = Point {
+                density: row.number("density"),
+                speedup: row.number("speedup"),
+                limit: row.number("limit_speedup"),
+                note: format!(
+                    "{:.2}x at density {:.4}, {:.4} ms by {}",
+                    row.number("speedup"),
+                    row.number("density"),
+                    row.number("ms"),
+                    row.text("kernel")
+                ),
+            };
+            match series.iter_mut().find(|one| one.structure == structure && one.rows == rows) {
+                Some(one) => one.points.push(point),
+                None => series.push(Series { structure, rows, points: vec![point] }),
+            }
+        }
+        let by = if self.skipped.is_some() { ", over the best dense of all libraries" } else { "" };
+        let title = format!("{n_in} -> {n_out}, {}{by}", self.direction.name());
+        plot::svg(&title, &self.limits.to_string(), &series)
+    }
+
+    fn own(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.own)
     }
 
     /// For each structure, shape and number of rows, with a row of it.
     fn break_even(&self) -> Vec<(&Row, BreakEven)> {
         let mut groups: Vec<(&Row, Vec<(f64, f64)>)> = Vec::new();
-        for row in &self.rows {
+        for row in self.own() {
             let point = (row.number("density"), row.number("speedup"));
             match groups.iter_mut().find(|(first, _)| first.group() == row.group()) {
                 Some((_, points)) => points.push(point),
@@ -180,7 +315,7 @@ impl fmt::Display for Report {
             "{}; bound: the speedup at the peak, or at the rate of reads that the layer's size allows\n",
             self.direction.name()
         )?;
-        let header = [
+        let mut header = vec![
             "structure",
             "density",
             "shape",
@@ -192,11 +327,17 @@ impl fmt::Display for Report {
             "bound",
             "GFLOP/s",
             "of peak",
+            "of reads",
+            "as dense",
             "kernel",
         ];
-        let mut table = Table::new(&header).align(11, Align::Left);
+        if self.skipped.is_some() {
+            header.extend(["by", "dense by"]);
+        }
+        let mut table =
+            (13..header.len()).fold(Table::new(&header), |table, at| table.align(at, Align::Left));
         for row in &self.rows {
-            table.push(vec![
+            let mut cells = vec![
                 row.settings.clone(),
                 format!("{:.4}", row.number("density")),
                 row.shape(),
@@ -208,10 +349,19 @@ impl fmt::Display for Report {
                 format!("{:.2}x", row.number("limit_speedup")),
                 format!("{:.1}", row.number("gflops")),
                 format!("{:.1} %", row.number("percent_of_peak")),
+                format!("{:.1} %", 100.0 * row.share_of_reads),
+                format!("{:.1}", row.dense_gflops),
                 row.text("kernel"),
-            ]);
+            ];
+            if self.skipped.is_some() {
+                cells.extend([row.text("peer"), row.text("dense_by")]);
+            }
+            table.push(cells);
         }
         writeln!(f, "{table}")?;
+        for Skipped { peer, reason } in self.skipped.iter().flatten() {
+            writeln!(f, "not measured: {peer}: {reason}")?;
+        }
         let mut table = Table::new(&["structure", "shape", "rows", "faster than dense from density"]);
         for (row, found) in self.break_even() {
             table.push(vec![row.text("structure"), row.shape(), row.text("rows"), found.to_string()]);
@@ -220,32 +370,16 @@ impl fmt::Display for Report {
     }
 }
 
-/// A file of comma-separated values, which exists before anything is measured so that a wrong path costs no time.
-pub(super) struct CsvFile {
-    path: PathBuf,
-    file: File,
-}
-
-impl CsvFile {
-    /// An empty file at `path`, in the place of what was there.
-    pub(super) fn create(path: &Path) -> Result<Self, BenchError> {
-        match File::create(path) {
-            Ok(file) => Ok(Self { path: path.to_owned(), file }),
-            Err(source) => Err(BenchError::Csv { path: path.to_owned(), source }),
+/// Comma-separated values below a line on the machine; the first row has every column.
+pub(super) fn csv<'a>(limits: &Limits, rows: impl Iterator<Item = &'a Map<String, Value>>) -> String {
+    let mut text = format!("# {limits}; lacewing bench {}\n", env!("CARGO_PKG_VERSION"));
+    for (at, row) in rows.enumerate() {
+        if at == 0 {
+            text += &line(row.keys().cloned());
         }
+        text += &line(row.values().map(cell));
     }
-
-    /// Writes a line on the machine, a header, and a line for each row.
-    pub(super) fn write(&mut self, report: &Report) -> Result<(), BenchError> {
-        let mut text = format!("# {}; lacewing bench {}\n", report.limits, env!("CARGO_PKG_VERSION"));
-        let header = report.rows.first().map(|row| line(row.fields.keys().cloned()));
-        text += &header.unwrap_or_default();
-        for row in &report.rows {
-            text += &line(row.fields.keys().map(|key| row.text(key)));
-        }
-        let written = self.file.write_all(text.as_bytes());
-        written.map_err(|source| BenchError::Csv { path: self.path.clone(), source })
-    }
+    text
 }
 
 /// A line of a file; a cell with a comma or a quote stands in quotes.

@@ -1,0 +1,362 @@
+"""Other libraries' linear layers beside `lacewing bench --peers`: the same cases, timed and checked the same way.
+
+`lacewing bench --peers VENV` holds this text and runs it with the VENV's Python; see README.md for the environment.
+
+Standard input, one JSON object a line: first the settings {threads, direction, warm_up, min_samples, budget_s,
+min_sample_s}, then the cases {structure, density, n_in, n_out, rows, block, mask, seed}. `mask` is null or W's stored
+places, [n_out, n_in] row-major, packed bits in hexadecimal; `block` is null or [rows, columns] of a block.
+
+Standard output, one JSON object a line: {"ready": versions} or {"missing": module, "reason": text} once; then for each
+case a row {peer, structure, density, n_in, n_out, rows, dtype, device, direction, ms, ms_spread, kernel} a measurement,
+{"peer", "skipped": reason} for what could not be measured or was wrong, and {"done": true}. x is [rows, n_in], y = x Wᵀ.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+import warnings
+
+#: After a case, until the libraries' threads have stopped waiting for more work.
+SETTLE_S = 0.2
+#: Rows at most whose outputs and input gradients are checked.
+CHECKED_ROWS = 64
+#: Unit roundoff of f32.
+UNIT = 2.0**-24
+
+
+#: The answers. What a library prints of its own goes to standard error.
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+
+def say(**fields):
+    print(json.dumps(fields), file=ANSWERS, flush=True)
+
+
+class Case:
+    """Weights, input and output gradient of one case."""
+
+    def __init__(self, np, fields, training):
+        self.np, self.fields, self.training = np, fields, training
+        n_in, n_out, rows = (fields[key] for key in ("n_in", "n_out", "rows"))
+        random = np.random.default_rng(fields["seed"])
+        draw = lambda *shape: random.uniform(-1.0, 1.0, shape).astype(np.float32)
+        self.x, self.dy, self.dense = draw(rows, n_in), draw(rows, n_out), draw(n_out, n_in)
+        self.block, self.sparse = fields["block"], None
+        if fields["mask"] is not None:
+            bits = np.unpackbits(np.frombuffer(bytes.fromhex(fields["mask"]), np.uint8), count=n_in * n_out)
+            self.mask = bits.reshape(n_out, n_in).astype(bool)
+            self.sparse = self.dense * self.mask
+        self.known = {}
+
+    def expected(self, which):
+        """[(values, sums of absolute products, operations)] of y, and of dx and dW for a training step, in f64."""
+        if which not in self.known:
+            np = self.np
+            w = (self.dense if which == "dense" else self.sparse).astype(np.float64)
+            x, dy = self.x.astype(np.float64), self.dy.astype(np.float64)
+            few = self.few()
+            pairs = [(x[few], w.T)]
+            if self.training:
+                pairs += [(dy[few], w), (dy.T, x)]
+            self.known[which] = [(a @ b, abs(a) @ abs(b), a.shape[1]) for a, b in pairs]
+        return self.known[which]
+
+    def few(self):
+        """The rows that are checked: evenly spaced, the last among them."""
+        rows = self.fields["rows"]
+        return self.np.arange(rows - 1, -1, -math.ceil(rows / CHECKED_ROWS))
+
+    def mistake(self, which, found):
+        """What is wrong with `found`, (y,) or (y, dx, dW), or None: each value within γ of the f64 product."""
+        np = self.np
+        names = ("y", "dx", "dW")
+        for name, got, (values, sums, k) in zip(names, found, self.expected(which)):
+            got = np.asarray(got, np.float64)
+            if name != "dW":
+                got = got[self.few()]
+            elif which != "dense":
+                # Only stored weights have a gradient.
+                got, values = got * self.mask, values * self.mask
+            ku = (k + 4) * UNIT
+            wrong = ~(abs(got - values) <= ku / (1.0 - ku) * sums + k * 2.0**-126)
+            if got.shape != values.shape or wrong.any():
+                at = tuple(int(i) for i in np.argwhere(wrong)[0])
+                return f"wrong: {name}{list(at)} is {got[at]}, not {values[at]}"
+        if len(found) != len(self.expected(which)):
+            return "wrong: no gradients"
+        return None
+
+
+class Forward(Exception):
+    """A training step of a library without gradients."""
+
+    def __str__(self):
+        return "no gradients"
+
+
+def forward_only(case):
+    if case.training:
+        raise Forward
+
+
+# A peer takes a case and gives None where it has nothing for it, else ("dense" or "sparse", pass, result): `pass()`
+# computes once, `result()` gives (y,), or (y, dx, dW) in a training step.
+
+
+def torch_layer(case, which, w, linear, columns=False):
+    """A pass through `linear(x, w)`, in a training step with both gradients; with `columns` x is [n_in, rows]."""
+    import torch
+
+    turn = (lambda a: case.np.ascontiguousarray(a.T)) if columns else (lambda a: a)
+    x = torch.from_numpy(turn(case.x))
+    if not case.training:
+        # Sparse tensors know no inference mode.
+        sparse = w.layout in (torch.sparse_csr, torch.sparse_bsr)
+        mode = torch.no_grad if sparse else torch.inference_mode
+
+        def forward():
+            with mode():
+                return linear(x, w)
+
+        return which, forward, lambda: (turn(forward().numpy()),)
+    x, w = x.requires_grad_(), w.detach().requires_grad_()
+    dy = torch.from_numpy(turn(case.dy))
+
+    def step():
+        x.grad = w.grad = None
+        y = linear(x, w)
+        y.backward(dy)
+        return y
+
+    def result():
+        y = step()
+        dw = w.grad if w.grad.layout == torch.strided else w.grad.to_dense()
+        return turn(y.detach().numpy()), turn(x.grad.numpy()), dw.numpy()
+
+    return which, step, result
+
+
+def columns(x, w):
+    return w @ x
+
+
+def torch_dense(np, case, threads):
+    import torch
+
+    return torch_layer(case, "dense", torch.from_numpy(case.dense), torch.nn.functional.linear)
+
+
+def torch_packed(np, case, threads):
+    """Weights in oneDNN's own order, as compiled and frozen models have them."""
+    import torch
+
+    forward_only(case)
+    w = torch.ops.mkldnn._reorder_linear_weight(torch.from_numpy(case.dense), case.fields["rows"])
+    return torch_layer(case, "dense", w, lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
+
+
+def torch_csr(np, case, threads):
+    import torch
+
+    if case.sparse is None:
+        return None
+    w = torch.from_numpy(case.sparse).to_sparse_csr()
+    return torch_layer(case, "sparse", w, torch.nn.functional.linear)
+
+
+def torch_csr_columns(np, case, threads):
+    """What the library's product takes without a copy."""
+    import torch
+
+    if case.sparse is None:
+        return None
+    return torch_layer(case, "sparse", torch.from_numpy(case.sparse).to_sparse_csr(), columns, columns=True)
+
+
+def bsr(case):
+    import torch
+
+    if case.sparse is None or case.block is None or min(case.block) == 1:
+        return None
+    return torch.from_numpy(case.sparse).to_sparse_bsr(tuple(case.block))
+
+
+def torch_bsr(np, case, threads):
+    import torch
+
+    w = bsr(case)
+    return None if w is None else torch_layer(case, "sparse", w, torch.nn.functional.linear)
+
+
+def torch_bsr_columns(np, case, threads):
+    w = bsr(case)
+    return None if w is None else torch_layer(case, "sparse", w, columns, columns=True)
+
+
+def numpy_dense(np, case, threads):
+    forward_only(case)
+    forward = lambda: case.x @ case.dense.T
+    return "dense", forward, lambda: (forward(),)
+
+
+def scipy_csr(np, case, threads):
+    from scipy import sparse
+
+    if case.sparse is None:
+        return None
+    forward_only(case)
+    w, x = sparse.csr_matrix(case.sparse), np.ascontiguousarray(case.x.T)
+    return "sparse", lambda: w @ x, lambda: ((w @ x).T,)
+
+
+def onnx_model(case):
+    """y = x W as an ONNX file of one product."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rows, n_in, n_out = (case.fields[key] for key in ("rows", "n_in", "n_out"))
+    value = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    w = numpy_helper.from_array(case.np.ascontiguousarray(case.dense.T), "w")
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([product], "linear", [value("x", [rows, n_in])], [value("y", [rows, n_out])], [w])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    return model.SerializeToString()
+
+
+def onnxruntime_dense(np, case, threads):
+    import onnxruntime
+
+    forward_only(case)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    session = onnxruntime.InferenceSession(onnx_model(case), options, providers=["CPUExecutionProvider"])
+    forward = lambda: session.run(None, {"x": case.x})[0]
+    return "dense", forward, lambda: (forward(),)
+
+
+def openvino_dense(np, case, threads):
+    import openvino
+    from openvino import opset13 as ops
+
+    forward_only(case)
+    rows, n_in = case.fields["rows"], case.fields["n_in"]
+    x = ops.parameter([rows, n_in], np.float32, "x")
+    y = ops.matmul(x, ops.constant(case.dense), False, True)
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = openvino.Core().compile_model(openvino.Model([y], [x], "linear"), "CPU", settings)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(case.x, shared_memory=True))
+
+    def forward():
+        request.infer()
+        return request.get_output_tensor().data.copy()
+
+    return "dense", lambda: request.infer(), lambda: (forward(),)
+
+
+#: (library, modules it needs, how it is called, function)
+PEERS = [
+    ("torch", ["torch"], "F.linear", torch_dense),
+    ("torch", ["torch"], "oneDNN packed", torch_packed),
+    ("numpy", ["numpy"], "x @ W.T", numpy_dense),
+    ("onnxruntime", ["onnxruntime", "onnx"], "MatMul", onnxruntime_dense),
+    ("openvino", ["openvino"], "MatMul", openvino_dense),
+    ("torch", ["torch"], "CSR F.linear", torch_csr),
+    ("torch", ["torch"], "CSR, [n_in, rows]", torch_csr_columns),
+    ("torch", ["torch"], "BSR F.linear", torch_bsr),
+    ("torch", ["torch"], "BSR, [n_in, rows]", torch_bsr_columns),
+    ("scipy", ["scipy"], "CSR, [n_in, rows], one thread", scipy_csr),
+]
+
+
+def timed(forward, settings, np):
+    """Median and middle half of the milliseconds of a pass."""
+
+    def sample(passes):
+        start = time.perf_counter()
+        for _ in range(passes):
+            forward()
+        return time.perf_counter() - start
+
+    sample(settings["warm_up"])
+    passes = 1
+    while (seconds := sample(passes)) < settings["min_sample_s"]:
+        passes = math.ceil(passes * min(max(1.2 * settings["min_sample_s"] / max(seconds, 1e-9), 1.0), 10.0)) + 1
+    samples, start = [], time.perf_counter()
+    while len(samples) < settings["min_samples"] or time.perf_counter() - start < settings["budget_s"]:
+        samples.append(1e3 * sample(passes) / passes)
+    low, middle, high = np.quantile(samples, [0.25, 0.5, 0.75])
+    return float(middle), float(high - low)
+
+
+def run(np, settings, versions, fields):
+    case = Case(np, fields, settings["direction"] != "forward")
+    for library, _, kernel, peer in PEERS:
+        if library not in versions:
+            continue
+        name = f"{library} {versions[library]}"
+        try:
+            if (found := peer(np, case, settings["threads"])) is None:
+                continue
+            which, forward, result = found
+            if mistake := case.mistake(which, result()):
+                say(peer=name, skipped=f"{kernel}: {mistake}")
+                continue
+            ms, spread = timed(forward, settings, np)
+        except Exception as error:
+            # Whatever a library cannot do is an answer, not the end of the run.
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            say(peer=name, skipped=f"{kernel}: {lines[0][:160]}")
+            continue
+        kind = {"structure": "dense", "density": 1.0}
+        if which != "dense":
+            kind = {key: fields[key] for key in ("structure", "density")}
+        shape = {key: fields[key] for key in ("n_in", "n_out", "rows")}
+        say(peer=name, **kind, **shape, dtype="f32", device="cpu", direction=settings["direction"], ms=ms,
+            ms_spread=spread, kernel=kernel)
+    time.sleep(SETTLE_S)
+
+
+def main():
+    settings = json.loads(sys.stdin.readline())
+    # Libraries read these when they are loaded.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(settings["threads"])
+    try:
+        import numpy as np
+        import torch
+    except ImportError as error:
+        say(missing=error.name or "torch", reason=str(error))
+        return
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(settings["threads"])
+    versions, skipped = {}, {}
+    for library, modules, *_ in PEERS:
+        try:
+            for module in modules:
+                if importlib.util.find_spec(module) is None:
+                    raise ImportError(f"{module} is not installed")
+            versions[library] = __import__(library).__version__.split("+")[0].split("-")[0]
+        except Exception as error:
+            skipped[library] = str(error)
+    say(ready=versions)
+    for library, reason in skipped.items():
+        say(peer=library, skipped=reason)
+    say(done=True)
+    for line in sys.stdin:
+        run(np, settings, versions, json.loads(line))
+        say(done=True)
+
+
+if __name__ == "__main__":
+    main()
