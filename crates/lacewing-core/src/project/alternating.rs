@@ -11,7 +11,7 @@
 use lacewing_linalg::matmul;
 
 use super::balance::balance;
-use super::descent::Objective;
+use super::descent::{Map, Objective};
 use super::normal_equations::{Grid, Normal, Side, dot};
 use super::{Target, hierarchical};
 use crate::{Chain, Link, ParamSpec, Rng, Weights};
@@ -102,26 +102,14 @@ type Entries = Vec<(usize, usize, f64)>;
 
 /// The matrix of a link.
 fn entries(link: &Link, params: &[&[f64]]) -> Entries {
-    match *link {
-        Link::Blocks { ref weights, groups, stride, q, p } => {
-            let values = weights.values(params);
-            let grid = Grid { groups, stride, q, p };
-            let all = values.iter().enumerate().map(|(at, &value)| {
-                let (row, col) = grid.place(at);
-                (row, col, value)
-            });
-            all.filter(|entry| entry.2 != 0.0).collect()
-        }
-        Link::Transpose { batch, rows, cols } => {
-            let size = rows * cols;
-            let from = |at: usize| at / size * size + at % rows * cols + at % size / rows;
-            (0..batch * size).map(|at| (at, from(at), 1.0)).collect()
-        }
-        Link::Gather(ref gather) => {
-            let terms = |o| gather.terms_of(o).map(move |(i, sign)| (o, i, sign));
-            (0..gather.n_out()).flat_map(terms).collect()
-        }
-    }
+    let (map, constants) = Map::of(link);
+    let values = match link {
+        Link::Blocks { weights, .. } => weights.values(params),
+        Link::Transpose { .. } | Link::Gather(_) => constants.into(),
+    };
+    let all =
+        map.places.iter().zip(values.iter()).map(|(&(row, col), &value)| (row as usize, col as usize, value));
+    all.filter(|entry| entry.2 != 0.0).collect()
 }
 
 impl Side {

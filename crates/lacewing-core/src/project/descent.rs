@@ -24,13 +24,14 @@ const LEAST_GAIN: f64 = 1e-3;
 const WIDTH: usize = 64;
 
 /// One link as a sparse matrix: output and input of each value, in the order of its values.
-struct Map {
-    places: Vec<(u32, u32)>,
+pub(super) struct Map {
+    pub(super) places: Vec<(u32, u32)>,
     n: usize,
 }
 
 impl Map {
-    fn of(link: &Link) -> (Map, Vec<f64>) {
+    /// Where the entries of a link's matrix are, and their values where they are constant.
+    pub(super) fn of(link: &Link) -> (Map, Vec<f64>) {
         let n = link.sizes().1;
         let place = |(row, col): (usize, usize)| (row as u32, col as u32);
         match *link {
