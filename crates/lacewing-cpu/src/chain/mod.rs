@@ -13,7 +13,7 @@ pub use plan::Plan;
 
 use crate::parallel::{TASK, elements_per_task, within_pool};
 use crate::scratch::scratch;
-use crate::simd::{Isa, MAX_LANES, Vectorize, dispatch};
+use crate::simd::{Isa, Level, MAX_LANES, Vectorize};
 use plan::Factor;
 use products::Blocks;
 use rayon::prelude::*;
@@ -49,17 +49,21 @@ const MOST_PARTIALS: usize = 32;
 /// Rows that go through the chain at once: `registers` times the lanes of one.
 #[derive(Clone, Copy)]
 struct Tile {
+    /// Taken once for a whole product, since tiles are read at the level that they were written at.
+    level: Level,
     registers: usize,
     rows: usize,
 }
 
 impl Tile {
+    fn new(level: Level, registers: usize) -> Self {
+        Self { level, registers, rows: registers * level.run(Lanes) }
+    }
+
     /// For `rows` rows of a chain that needs `features` values of each at a time.
     fn of(rows: usize, features: usize) -> Self {
-        let lanes = dispatch(Lanes);
-        let one = rows <= lanes || 2 * MAX_LANES * features > CACHE;
-        let registers = if one { 1 } else { 2 };
-        Self { registers, rows: registers * lanes }
+        let one = Self::new(Level::current(), 1);
+        if rows <= one.rows || 2 * MAX_LANES * features > CACHE { one } else { Self::new(one.level, 2) }
     }
 
     /// Tiles of a task of `macs` multiply-adds a row.
@@ -68,7 +72,7 @@ impl Tile {
     }
 }
 
-/// How many f32 a register holds at the level in use.
+/// How many f32 a register holds.
 struct Lanes;
 
 impl Vectorize for Lanes {
@@ -95,9 +99,9 @@ impl Plan {
         }
         let widest = self.widths().max().unwrap_or(0) + 1;
         if rows < PACKED_ROWS && self.macs() >= SHARED_WEIGHTS {
-            let rows = dispatch(Lanes);
-            let tiles = x.chunks(rows * self.n_in).zip(y.chunks_mut(rows * self.n_out));
-            within_pool(|| tiles.for_each(|(x, y)| self.forward_shared(weights, x, y, rows, widest)));
+            let tile = Tile::new(Level::current(), 1);
+            let tiles = x.chunks(tile.rows * self.n_in).zip(y.chunks_mut(tile.rows * self.n_out));
+            within_pool(|| tiles.for_each(|(x, y)| self.forward_shared(weights, x, y, tile, widest)));
             return Ok(());
         }
         let tile = Tile::of(rows, 2 * widest);
@@ -112,13 +116,20 @@ impl Plan {
                 });
             });
         };
-        pooled(rows <= per_task, rows, || self.with_packed(weights, rows, false, run));
+        pooled(rows <= per_task, rows, || self.with_packed(weights, rows, tile.level, false, run));
         Ok(())
     }
 
     /// Calls `f` with the factors' blocks, packed where rows are enough to pay for it; transposed where `turned`.
-    fn with_packed(&self, weights: &[&[f32]], rows: usize, turned: bool, f: impl FnOnce(&[Blocks<'_>])) {
-        let lanes = dispatch(Lanes);
+    fn with_packed(
+        &self,
+        weights: &[&[f32]],
+        rows: usize,
+        level: Level,
+        turned: bool,
+        f: impl FnOnce(&[Blocks<'_>]),
+    ) {
+        let lanes = level.run(Lanes);
         let len = |factor: &Factor| {
             let Blocks { n, inner, .. } = factor.blocks(turned, &[], &[]);
             if rows < PACKED_ROWS { 0 } else { products::packed_len(lanes, factor.blocks, n, inner) }
@@ -133,7 +144,7 @@ impl Plan {
                     let per_task = (TASK / (n * inner)).max(1);
                     let parts = packed.par_chunks_mut(per_task * (packed.len() / factor.blocks));
                     parts.zip(w.par_chunks(per_task * n * inner)).for_each(|(packed, w)| {
-                        dispatch(products::Pack { w, n, inner, turned, packed });
+                        level.run(products::Pack { w, n, inner, turned, packed });
                     });
                 }
                 blocks.push(factor.blocks(turned, w, packed));
@@ -142,11 +153,12 @@ impl Plan {
         });
     }
 
-    /// One tile of `rows`, one register, its factors' outputs shared among threads.
-    fn forward_shared(&self, weights: &[&[f32]], x: &[f32], y: &mut [f32], rows: usize, widest: usize) {
+    /// One tile of one register, its factors' outputs shared among threads.
+    fn forward_shared(&self, weights: &[&[f32]], x: &[f32], y: &mut [f32], tile: Tile, widest: usize) {
+        let Tile { level, rows, .. } = tile;
         scratch(2 * widest * rows, |memory| {
             let (mut from, mut to) = memory.split_at_mut(widest * rows);
-            dispatch(tile::Read::<1> { x, cols: self.n_in, tile: from });
+            level.run(tile::Read::<1> { x, cols: self.n_in, tile: from });
             for (factor, w) in self.factors.iter().zip(weights) {
                 let width = factor.blocks * factor.q;
                 let (blocks, reads) = (factor.blocks(false, w, &[]), &factor.reads[..]);
@@ -154,12 +166,12 @@ impl Plan {
                 let out = to[..width * rows].par_chunks_mut(per_task * rows).enumerate();
                 out.for_each(|(task, out)| {
                     let first = task * per_task;
-                    dispatch(products::Outputs::<1, false> { blocks, from, reads, first, out });
+                    level.run(products::Outputs::<1, false> { blocks, from, reads, first, out });
                 });
                 to[width * rows..][..rows].fill(0.0);
                 (from, to) = (to, from);
             }
-            dispatch(tile::Write::<1> { tile: from, at: &self.outputs, cols: self.n_out, y });
+            level.run(tile::Write::<1> { tile: from, at: &self.outputs, cols: self.n_out, y });
         });
     }
 
@@ -179,16 +191,12 @@ impl Plan {
         dw: &mut [Option<&mut [f32]>],
     ) -> Result<(), ChainError> {
         let rows = self.check(weights, x.len(), dy.len())?;
-        let len = |operand: String, got, expected| match got == expected {
-            true => Ok(()),
-            false => Err(ChainError { operand, expected, got }),
-        };
-        len("dw".into(), dw.len(), weights.len())?;
+        expect_len("dw".into(), dw.len(), weights.len())?;
         for (at, (dw, w)) in dw.iter().zip(weights).enumerate() {
-            len(format!("dw {at}"), dw.as_ref().map_or(w.len(), |dw| dw.len()), w.len())?;
+            expect_len(format!("dw {at}"), dw.as_ref().map_or(w.len(), |dw| dw.len()), w.len())?;
         }
         if let Some(dx) = &dx {
-            len("dx".into(), dx.len(), x.len())?;
+            expect_len("dx".into(), dx.len(), x.len())?;
         }
         if rows == 0 {
             return Ok(());
@@ -214,8 +222,8 @@ impl Plan {
                     _ => partials.chunks_exact_mut(size).collect(),
                 };
                 let inputs = tile.rows * 2 * MAX_LANES;
-                self.with_packed(weights, rows, false, |blocks| {
-                    self.with_packed(weights, rows, true, |turned| {
+                self.with_packed(weights, rows, tile.level, false, |blocks| {
+                    self.with_packed(weights, rows, tile.level, true, |turned| {
                         let backward = Backward { plan: self, blocks, turned, wanted: &wanted, tile, kept };
                         let work = partial_parts.par_iter_mut().zip(dx_parts).enumerate();
                         work.for_each(|(task, (partial, dx))| {
@@ -239,19 +247,19 @@ impl Plan {
 
     /// Rows of x and y, where all lengths fit.
     fn check(&self, weights: &[&[f32]], x: usize, y: usize) -> Result<usize, ChainError> {
-        let len = |operand: String, got, expected| match got == expected {
-            true => Ok(()),
-            false => Err(ChainError { operand, expected, got }),
-        };
-        len("weights".into(), weights.len(), self.factors.len())?;
+        expect_len("weights".into(), weights.len(), self.factors.len())?;
         for (at, (w, factor)) in weights.iter().zip(&self.factors).enumerate() {
-            len(format!("weight {at}"), w.len(), factor.weights())?;
+            expect_len(format!("weight {at}"), w.len(), factor.weights())?;
         }
         let rows = x / self.n_in.max(1);
-        len("x".into(), x, rows * self.n_in)?;
-        len("y".into(), y, rows * self.n_out)?;
+        expect_len("x".into(), x, rows * self.n_in)?;
+        expect_len("y".into(), y, rows * self.n_out)?;
         Ok(rows)
     }
+}
+
+fn expect_len(operand: String, got: usize, expected: usize) -> Result<(), ChainError> {
+    if got == expected { Ok(()) } else { Err(ChainError { operand, expected, got }) }
 }
 
 /// Runs `f` within the pool, but what is one task without packing: to hand that over would cost more than it saves.
@@ -290,12 +298,12 @@ fn forward_tiles<const R: usize>(
     let half = memory.len() / 2;
     let (mut from, mut to) = memory.split_at_mut(half);
     for (x, y) in x.chunks(tile.rows * plan.n_in).zip(y.chunks_mut(tile.rows * plan.n_out)) {
-        dispatch(tile::Read::<R> { x, cols: plan.n_in, tile: from });
+        tile.level.run(tile::Read::<R> { x, cols: plan.n_in, tile: from });
         for (factor, &blocks) in plan.factors.iter().zip(blocks) {
             apply::<R, false>(blocks, from, &factor.reads, factor.blocks * blocks.n, to, tile);
             (from, to) = (to, from);
         }
-        dispatch(tile::Write::<R> { tile: from, at: &plan.outputs, cols: plan.n_out, y });
+        tile.level.run(tile::Write::<R> { tile: from, at: &plan.outputs, cols: plan.n_out, y });
     }
 }
 
@@ -309,7 +317,7 @@ fn apply<const R: usize, const TURNED: bool>(
     tile: Tile,
 ) {
     let (out, zeros) = to.split_at_mut(n_out * tile.rows);
-    dispatch(products::Outputs::<R, TURNED> { blocks, from, reads, first: 0, out });
+    tile.level.run(products::Outputs::<R, TURNED> { blocks, from, reads, first: 0, out });
     zeros[..tile.rows].fill(0.0);
 }
 
@@ -343,7 +351,7 @@ impl Backward<'_> {
         let half = rest.len() / 2;
         let (mut from, mut to) = rest.split_at_mut(half);
         for (at, (x, dy)) in x.chunks(rows * plan.n_in).zip(dy.chunks(rows * plan.n_out)).enumerate() {
-            dispatch(tile::Read::<R> { x, cols: plan.n_in, tile: made });
+            tile.level.run(tile::Read::<R> { x, cols: plan.n_in, tile: made });
             let mut offset = 0;
             for (factor, (&blocks, width)) in plan.factors.iter().zip(blocks.iter().zip(plan.widths())) {
                 let next = offset + (width + 1) * rows;
@@ -354,7 +362,7 @@ impl Backward<'_> {
                 }
                 offset = next;
             }
-            dispatch(tile::Read::<R> { x: dy, cols: plan.n_out, tile: from });
+            tile.level.run(tile::Read::<R> { x: dy, cols: plan.n_out, tile: from });
             let (mut offset, mut part) = (made.len(), partial.len());
             for (k, factor) in plan.factors.iter().enumerate().rev() {
                 let width = plan.widths().nth(k).expect("a width before each factor");
@@ -362,7 +370,7 @@ impl Backward<'_> {
                 if wanted[k] {
                     part -= factor.weights();
                     let (x, dw) = (&made[offset..], &mut partial[part..][..factor.weights()]);
-                    dispatch(weights::Gradient::<R> { factor, x, dy: from, dw, turned: inputs });
+                    tile.level.run(weights::Gradient::<R> { factor, x, dy: from, dw, turned: inputs });
                 }
                 if k > 0 || dx.is_some() {
                     apply::<R, true>(turned[k], from, &factor.back, factor.blocks * factor.p, to, tile);
@@ -371,7 +379,7 @@ impl Backward<'_> {
             }
             if let Some(dx) = &mut dx {
                 let y = &mut dx[at * rows * plan.n_in..][..x.len()];
-                dispatch(tile::Write::<R> { tile: from, at: &plan.inputs, cols: plan.n_in, y });
+                tile.level.run(tile::Write::<R> { tile: from, at: &plan.inputs, cols: plan.n_in, y });
             }
         }
     }
