@@ -12,6 +12,7 @@ mod panels;
 mod reference;
 mod tiles;
 
+use elements::Elements;
 use order::Order;
 use thiserror::Error;
 
@@ -27,6 +28,8 @@ pub struct Blocks {
     by_row: Order,
     /// By block columns, for the input gradient.
     by_col: Order,
+    /// Of single values, for tiles of rows.
+    elements: Elements,
 }
 
 /// What disagrees in a block-sparse product.
@@ -101,9 +104,8 @@ impl Blocks {
         }
         let by_row = Order::new(rows, positions.iter().copied());
         let by_col = Order::new(cols, positions.iter().map(|&(row, col)| (col, row)));
-        let (by_row, by_col) =
-            if br * bc == 1 { (by_row.in_runs(cols), by_col.in_runs(rows)) } else { (by_row, by_col) };
-        Ok(Self { br, bc, n_out, n_in, positions, by_row, by_col })
+        let elements = Elements::default();
+        Ok(Self { br, bc, n_out, n_in, positions, by_row, by_col, elements })
     }
 
     /// Block row and block column of every block.

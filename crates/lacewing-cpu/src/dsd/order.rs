@@ -2,11 +2,6 @@
 
 use std::ops::Range;
 
-/// Inputs of a run at least: of single values, 64 rows of that many floats stay in the first cache.
-const LEAST_RUN: usize = 128;
-/// Values that a group should have in a run, so that what a run costs besides is a small part.
-const RUN_VALUES: usize = 16;
-
 /// The blocks of every output group, in the order they lie.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
@@ -16,8 +11,6 @@ pub(super) struct Order {
     pub(super) inputs: Vec<u32>,
     /// The number of each; empty where they lie in this order.
     slots: Vec<u32>,
-    /// Runs of inputs: `cuts[r · groups + g]` is where those of group `g` in run `r` end. Empty for a single run.
-    cuts: Vec<u32>,
 }
 
 impl Order {
@@ -34,12 +27,7 @@ impl Order {
             starts[g + 1] += starts[g];
         }
         if sorted {
-            return Self {
-                starts,
-                inputs: places.map(|(_, input)| input).collect(),
-                slots: Vec::new(),
-                cuts: Vec::new(),
-            };
+            return Self { starts, inputs: places.map(|(_, input)| input).collect(), slots: Vec::new() };
         }
         let mut next = starts.clone();
         let (mut inputs, mut slots) = (vec![0; starts[groups]], vec![0; starts[groups]]);
@@ -48,42 +36,7 @@ impl Order {
             (inputs[*at], slots[*at]) = (input, slot as u32);
             *at += 1;
         }
-        Self { starts, inputs, slots, cuts: Vec::new() }
-    }
-
-    /// With every group cut into runs of the `inputs` that there are, as wide as suits how many values it has. Within a
-    /// group the inputs must ascend.
-    pub(super) fn in_runs(mut self, inputs: usize) -> Self {
-        let groups = self.starts.len() - 1;
-        let width = (RUN_VALUES * inputs * groups / self.inputs.len().max(1)).max(LEAST_RUN);
-        if width >= inputs {
-            return self;
-        }
-        for end in (width..inputs).step_by(width).chain([inputs]) {
-            for group in 0..groups {
-                let range = self.starts[group]..self.starts[group + 1];
-                let within = self.inputs[range.clone()].partition_point(|&i| (i as usize) < end);
-                self.cuts.push((range.start + within) as u32);
-            }
-        }
-        self
-    }
-
-    /// Runs that every group is cut into.
-    pub(super) fn runs(&self) -> usize {
-        self.cuts.len().checked_div(self.starts.len() - 1).unwrap_or(0).max(1)
-    }
-
-    /// What of a group is in runs `run` up to and without `end`.
-    #[inline(always)]
-    pub(super) fn run(&self, Range { start: run, end }: Range<usize>, group: usize) -> Range<usize> {
-        if self.cuts.is_empty() {
-            return self.starts[group]..self.starts[group + 1];
-        }
-        let groups = self.starts.len() - 1;
-        let start =
-            if run == 0 { self.starts[group] } else { self.cuts[(run - 1) * groups + group] as usize };
-        start..self.cuts[(end - 1) * groups + group] as usize
+        Self { starts, inputs, slots }
     }
 
     /// Number and input block of every block of a group, and the number of the block that follows in this order.

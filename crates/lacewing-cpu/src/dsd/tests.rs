@@ -112,15 +112,18 @@ fn parts_cover_the_groups() {
 
 #[test]
 fn single_values_meet_the_oracle_in_runs_and_without() {
-    // 2,000 inputs of dense weights are cut into runs, as are those of every second weight; sparser ones are not.
+    // Of these all kinds are cut into chunks of outputs, into short runs of inputs where there are many values, and into
+    // long ones.
     for (n_out, n_in, keep) in
-        [(7, 2000, 1), (300, 500, 2), (45, 600, 97), (600, 33, 5), (1, 130, 1), (5, 0, 1)]
+        [(7, 2000, 1), (300, 500, 2), (45, 600, 97), (600, 33, 5), (3, 1100, 41), (1, 130, 1), (5, 0, 1)]
     {
         let places = (0..n_out as u32).flat_map(|o| (0..n_in as u32).map(move |i| (o, i)));
         let positions = places.filter(|(o, i)| (o * 31 + i * 17) % keep == 0).collect();
         let blocks = Blocks::new((1, 1), (n_out, n_in), positions).unwrap();
-        meets_the_oracle(&blocks, &[1, 3, 40, 150]);
+        meets_the_oracle(&blocks, &[1, 3, 14, 40, 81, 150]);
     }
+    let many = (0..140).map(|o| (o, o * 7 % 130)).collect();
+    meets_the_oracle(&Blocks::new((1, 1), (140, 130), many).unwrap(), &[1030]);
 }
 
 /// Every kernel that accepts, at every level.

@@ -119,6 +119,22 @@ pub trait Isa: Copy + Send + Sync + 'static {
         }
     }
 
+    /// The sum of the lanes of each of the first `LANES` registers, in the lanes of one; `all` is overwritten.
+    #[inline(always)]
+    fn sum_each(self, all: &mut [Self::V; MAX_LANES]) -> Self::V {
+        // Lane `i` of `add(interleave(a, b))` is of `a` where `i` is even, else of `b`: joining a register with the one
+        // half of them further on, again and again, leaves each sum in its own lane.
+        let mut half = Self::LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                let (low, high) = self.interleave(all[i], all[i + half]);
+                all[i] = self.add(low, high);
+            }
+            half /= 2;
+        }
+        all[0]
+    }
+
     /// The sum of the lanes, added in halves.
     #[inline(always)]
     fn reduce_add(self, v: Self::V) -> f32 {

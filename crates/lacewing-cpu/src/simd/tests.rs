@@ -36,6 +36,26 @@ impl Vectorize for Check {
         let sum = (I::LANES * (I::LANES - 1) / 2) as f32;
         assert_eq!(isa.reduce_add(vn), sum, "reduce_add at {level:?}");
         assert_eq!(isa.reduce_max(isa.neg(isa.add(vn, isa.splat(2.0)))), -2.0, "reduce_max at {level:?}");
+        // Register `i` holds `i` and one in every other lane.
+        let mut each: [I::V; MAX_LANES] = std::array::from_fn(|i| {
+            let lanes: Vec<f32> = (0..I::LANES).map(|lane| if lane == 0 { i as f32 } else { 1.0 }).collect();
+            isa.load(&lanes)
+        });
+        let sums = (0..I::LANES).map(|i| (i + I::LANES - 1) as f32).collect::<Vec<_>>();
+        assert_eq!(lanes(isa.sum_each(&mut each)), sums, "sum_each at {level:?}");
+        let from: Vec<f32> = (0..20 * 23).map(|i| i as f32).collect();
+        let mut to = vec![1.0; 20 * 25];
+        let square = MatRef::row_major(&from, 20, 23).load_square(isa, 3, 5);
+        let mut view = MatMut::row_major(&mut to, 20, 25);
+        view.store_square(isa, (2, 4), &square, false);
+        view.store_square(isa, (2, 4), &square, true);
+        for (r, row) in to.chunks(25).enumerate() {
+            for (c, &got) in row.iter().enumerate() {
+                let inside = (2..2 + I::LANES).contains(&r) && (4..4 + I::LANES).contains(&c);
+                let expected = if inside { 2.0 * from[(r + 1) * 23 + c + 1] } else { 1.0 };
+                assert_eq!(got, expected, "squares at {level:?}");
+            }
+        }
         let fused = lanes(isa.mul_add(vn, vn, isa.splat(-1.0)));
         assert_eq!(fused, n.iter().map(|n| n * n - 1.0).collect::<Vec<_>>(), "mul_add at {level:?}");
         let (low, high) = isa.interleave(va, vb);

@@ -1,6 +1,7 @@
 //! Strided matrix views. [`MatMut`] can be cut by rows and columns into views of one buffer that never share
 //! an element, so that threads may fill them at once (the heads of an attention, tiles of a product).
 
+use super::{Isa, MAX_LANES};
 use std::marker::PhantomData;
 
 /// A read-only strided matrix: element `(r, c)` is `data[r · row_stride + c · col_stride]`.
@@ -84,6 +85,22 @@ impl<'a> MatRef<'a> {
     #[inline]
     pub fn col_stride(self) -> usize {
         self.col_stride
+    }
+
+    /// The square of as many rows and columns as a register has lanes, from `(row, col)` on: a register each row.
+    /// Panics unless it lies in the view and the columns are contiguous.
+    #[inline(always)]
+    pub fn load_square<I: Isa>(self, isa: I, row: usize, col: usize) -> [I::V; MAX_LANES] {
+        assert!(self.col_stride == 1 && row + I::LANES <= self.rows && col + I::LANES <= self.cols);
+        let start = row * self.row_stride + col;
+        let from = &self.data[start..start + (I::LANES - 1) * self.row_stride + I::LANES];
+        let mut square = [isa.splat(0.0); MAX_LANES];
+        for (at, row) in square[..I::LANES].iter_mut().enumerate() {
+            // SAFETY: the slice above reaches to the end of the last row, and the rows before end before that.
+            let from = unsafe { from.get_unchecked(at * self.row_stride..at * self.row_stride + I::LANES) };
+            *row = isa.load(from);
+        }
+        square
     }
 
     pub(super) fn as_ptr(self) -> *const f32 {
@@ -188,6 +205,26 @@ impl<'a> MatMut<'a> {
         let row = unsafe { self.data.add(if self.cols == 0 { 0 } else { r * self.row_stride }) };
         // SAFETY: its `cols` contiguous elements are in the view, which holds them exclusively.
         unsafe { std::slice::from_raw_parts_mut(row, self.cols) }
+    }
+
+    /// Writes a square of as many rows and columns as a register has lanes, a register each row, from `(row, col)` on,
+    /// or adds it to what is there. Panics unless it lies in the view and the columns are contiguous.
+    #[inline(always)]
+    pub fn store_square<I: Isa>(
+        &mut self,
+        isa: I,
+        (row, col): (usize, usize),
+        square: &[I::V; MAX_LANES],
+        accumulate: bool,
+    ) {
+        assert!(self.col_stride == 1 && row + I::LANES <= self.rows && col + I::LANES <= self.cols);
+        for (at, &values) in square[..I::LANES].iter().enumerate() {
+            // SAFETY: row `row + at` of the view, from column `col` on, is inside the borrowed slice.
+            let to = unsafe { self.data.add((row + at) * self.row_stride + col) };
+            // SAFETY: its `LANES` contiguous elements are in the view, which holds them exclusively.
+            let to = unsafe { std::slice::from_raw_parts_mut(to, I::LANES) };
+            isa.store(to, if accumulate { isa.add(isa.load(to), values) } else { values });
+        }
     }
 
     /// Sets every element.

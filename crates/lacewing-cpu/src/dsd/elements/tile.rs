@@ -1,0 +1,144 @@
+//! The product of one tile of rows with the values of one chunk of outputs.
+//!
+//! Inputs are packed feature-major: one value meets a register of rows, as if the weight were dense. An output's sums
+//! stay in registers for a run, and lie feature-major in between; they are turned on the way out.
+
+use super::places::{Place, Places};
+use crate::simd::{Isa, MAX_LANES, MatMut, Vectorize};
+
+/// Places ahead whose values are asked for.
+const AHEAD: usize = 4;
+
+/// `y (+)= x Wᵀ` for the rows of a tile and the outputs of a chunk.
+pub(super) struct Tile<'a> {
+    pub(super) places: &'a Places,
+    pub(super) values: &'a [f32],
+    /// `[inputs, width]`, packed.
+    pub(super) x: &'a [f32],
+    /// Rows that the tile has room for: one, two or four registers.
+    pub(super) width: usize,
+    pub(super) chunk: usize,
+    /// The chunk's outputs.
+    pub(super) y: MatMut<'a>,
+    pub(super) accumulate: bool,
+    /// `[outputs of a chunk, width]`.
+    pub(super) sums: &'a mut [f32],
+}
+
+impl Vectorize for Tile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(mut self, isa: I) {
+        // Several sums for each register of rows hide the latency of a multiply-add.
+        match self.width / I::LANES {
+            1 => self.sweep::<I, 1, 4>(isa),
+            2 => self.sweep::<I, 2, 4>(isa),
+            _ => self.sweep::<I, 4, 2>(isa),
+        }
+    }
+}
+
+impl Tile<'_> {
+    /// All runs, for tiles of `V` registers, with `U` sums for each.
+    #[inline(always)]
+    fn sweep<I: Isa, const V: usize, const U: usize>(&mut self, isa: I) {
+        let width = V * I::LANES;
+        let runs = self.places.runs;
+        for run in 0..runs {
+            let x = &self.x[run * self.places.width * width..];
+            let (places, mut inputs) = self.places.of(self.chunk, run);
+            for (at, place) in places.iter().enumerate() {
+                if let Some(next) = places.get(at + AHEAD) {
+                    isa.prefetch(self.values, next.start as usize);
+                    isa.prefetch(self.values, next.start as usize + usize::from(next.len));
+                }
+                if run + 1 == runs {
+                    self.ask(isa, at);
+                }
+                let &Place { start, len, output } = place;
+                let (own, others) = inputs.split_at(usize::from(len));
+                inputs = others;
+                let values = &self.values[start as usize..][..own.len()];
+                let sums = &mut self.sums[usize::from(output) * width..][..width];
+                add::<I, V, U>(isa, sums, run > 0, values, own, x);
+            }
+        }
+        self.put(isa, width);
+    }
+
+    /// Asks for a part of what [`Self::put`] will write, a sixteenth of some outputs' rows at a time.
+    #[inline(always)]
+    fn ask<I: Isa>(&mut self, isa: I, at: usize) {
+        let (rows, col) = (self.y.rows(), at / 16 * 16);
+        let part = rows.div_ceil(16);
+        for r in (at % 16 * part..rows).take(part) {
+            isa.prefetch(self.y.row_mut(r), col);
+        }
+    }
+
+    /// Turns the sums into rows.
+    #[inline(always)]
+    fn put<I: Isa>(&mut self, isa: I, width: usize) {
+        let (rows, outputs) = (self.y.rows(), self.y.cols());
+        let (whole, high) = (outputs / I::LANES * I::LANES, rows / I::LANES * I::LANES);
+        for r in (0..high).step_by(I::LANES) {
+            for first in (0..whole).step_by(I::LANES) {
+                let mut square = [isa.splat(0.0); MAX_LANES];
+                for (o, square) in square[..I::LANES].iter_mut().enumerate() {
+                    *square = isa.load(&self.sums[(first + o) * width + r..]);
+                }
+                isa.transpose(&mut square);
+                self.y.store_square(isa, (r, first), &square, self.accumulate);
+            }
+        }
+        for r in 0..rows {
+            let from = if r < high { whole } else { 0 };
+            let y = &mut self.y.row_mut(r)[from..];
+            for (y, sums) in y.iter_mut().zip(self.sums[from * width..].chunks_exact(width)) {
+                *y = if self.accumulate { *y + sums[r] } else { sums[r] };
+            }
+        }
+    }
+}
+
+/// `sums[r] (+)= Σ values · x[inputs][r]`: one output for the rows of a tile.
+#[inline(always)]
+fn add<I: Isa, const V: usize, const U: usize>(
+    isa: I,
+    sums: &mut [f32],
+    more: bool,
+    values: &[f32],
+    inputs: &[u16],
+    x: &[f32],
+) {
+    let width = V * I::LANES;
+    let mut held = [[isa.splat(0.0); V]; U];
+    if more {
+        held[0] = std::array::from_fn(|v| isa.load(&sums[v * I::LANES..]));
+    }
+    let (values_by_four, last_values) = values.as_chunks::<4>();
+    let (inputs_by_four, last_inputs) = inputs.as_chunks::<4>();
+    for (values, inputs) in values_by_four.iter().zip(inputs_by_four) {
+        for u in 0..4 {
+            step::<I, V>(isa, &mut held[u % U], values[u], inputs[u], x);
+        }
+    }
+    for (&value, &input) in last_values.iter().zip(last_inputs) {
+        step::<I, V>(isa, &mut held[0], value, input, x);
+    }
+    for v in 0..V {
+        let sum = (1..U).fold(held[0][v], |sum, u| isa.add(sum, held[u][v]));
+        isa.store(&mut sums[v * I::LANES..width], sum);
+    }
+}
+
+/// `held[r] += value · x[input][r]`.
+#[inline(always)]
+fn step<I: Isa, const V: usize>(isa: I, held: &mut [I::V; V], value: f32, input: u16, x: &[f32]) {
+    let width = V * I::LANES;
+    let (w, x) = (isa.splat(value), &x[usize::from(input) * width..][..width]);
+    for v in 0..V {
+        held[v] = isa.mul_add(w, isa.load(&x[v * I::LANES..]), held[v]);
+    }
+}
