@@ -18,7 +18,7 @@ struct Inner {
     n_in: usize,
     block: (usize, usize),
     blocks: Blocks,
-    /// `[nnz, 2]` u32, as `positions`.
+    /// `[nnz, 2]` u32, as `positions`; on the host nothing.
     on_device: Tensor,
     /// The values as products of many rows read them on the host.
     packed: cpu::Packed,
@@ -42,8 +42,10 @@ impl BlockIndex {
     ) -> Result<Self> {
         let blocks = Blocks::new(block, (n_out, n_in), positions.to_vec())
             .map_err(|why| crate::tape::value_error("block index", "pattern", "blocks of the matrix", why))?;
-        let flat: Vec<u32> = positions.iter().flat_map(|&(row, col)| [row, col]).collect();
-        let on_device = Tensor::from_u32(device, &flat, &[positions.len(), 2])?;
+        // The host's kernels read the blocks.
+        let for_gpu = if matches!(device, Device::Cpu) { &[] } else { positions };
+        let flat: Vec<u32> = for_gpu.iter().flat_map(|&(row, col)| [row, col]).collect();
+        let on_device = Tensor::from_u32(device, &flat, &[for_gpu.len(), 2])?;
         let gpu = match device {
             Device::Cpu => None,
             Device::Cuda(gpu) => Some(cuda::Index::new(gpu, (n_out, n_in), block, positions)?),
@@ -83,7 +85,7 @@ impl BlockIndex {
         self.0.blocks.positions()
     }
 
-    /// `[nnz, 2]` u32 on the device.
+    /// `[nnz, 2]` u32 on a GPU.
     pub(crate) fn device_positions(&self) -> &Tensor {
         &self.0.on_device
     }
