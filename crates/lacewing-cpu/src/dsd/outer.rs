@@ -1,16 +1,26 @@
 //! The weight gradient of blocks: for each, `dyᵀ x` of the two strips of columns that it connects.
 //!
-//! The rows are swept in runs that fit the second cache, and the two strips of a block are copied side by side,
-//! out of the way of cache conflicts.
+//! The rows are swept in runs, whose strips are laid out one after the other once: what a block needs is then in one
+//! piece, out of the way of cache conflicts, for every block that needs it.
 
 use super::Blocks;
+use super::order::Order;
 use super::panels::{load, store};
+use crate::parallel::within_pool;
 use crate::scratch::scratch;
-use crate::simd::{Isa, Vectorize, dispatch};
+use crate::simd::{Isa, Level, Vectorize};
 use rayon::prelude::*;
 
-/// Rows of one run.
+/// Rows of one run of several: all strips of a few thousand columns then fit the second cache.
 const RUN_ROWS: usize = 64;
+/// Rows up to which there is one run: strips are laid out, and threads meet, once.
+const ONE_RUN: usize = 128;
+/// Halves of a block to a strip, on average, from which on strips are shared.
+const SHARING: usize = 3;
+/// Rows up to which they are not: threads would meet more often than it is worth.
+const FEW_ROWS: usize = 32;
+/// Columns that one task lays out, at least.
+const TASK_COLS: usize = 256;
 /// Tasks that the blocks are dealt to.
 const GRADIENT_TASKS: usize = 16;
 
@@ -42,24 +52,33 @@ macro_rules! by_width {
 }
 
 pub(super) fn weight_gradient(blocks: &Blocks, dy: &[f32], x: &[f32], dvalues: &mut [f32]) {
-    let (br, bc) = (blocks.br, blocks.bc);
-    let step = blocks.positions.len().div_ceil(GRADIENT_TASKS).max(1);
-    let tasks = dvalues.par_chunks_mut(step * br * bc).zip(blocks.positions.par_chunks(step));
-    tasks.for_each(|(dvalues, positions)| {
-        scratch(RUN_ROWS * (br + bc), |strips| {
-            let (dy_strip, x_strip) = strips.split_at_mut(RUN_ROWS * br);
-            let runs = dy.chunks(RUN_ROWS * blocks.n_out).zip(x.chunks(RUN_ROWS * blocks.n_in));
-            for (dy, x) in runs {
-                let rows = dy.len() / blocks.n_out;
+    if dvalues.is_empty() {
+        return;
+    }
+    let strips = blocks.n_out / blocks.br + blocks.n_in / blocks.bc;
+    let shared = blocks.positions.len() * 2 >= SHARING * strips && dy.len() > FEW_ROWS * blocks.n_out;
+    if shared { by_runs(blocks, dy, x, dvalues) } else { by_blocks(blocks, dy, x, dvalues) }
+}
+
+/// Few rows or few blocks to a strip: every task copies the strips of its blocks.
+fn by_blocks(blocks: &Blocks, dy: &[f32], x: &[f32], dvalues: &mut [f32]) {
+    let (br, bc, n_out, n_in) = (blocks.br, blocks.bc, blocks.n_out, blocks.n_in);
+    let level = Level::current();
+    let run = RUN_ROWS.min(dy.len() / n_out);
+    tasks(blocks, dvalues).for_each(|(dvalues, positions)| {
+        scratch(run * (br + bc), |strips| {
+            let (dy_strip, x_strip) = strips.split_at_mut(run * br);
+            for (dy, x) in dy.chunks(run * n_out).zip(x.chunks(run * n_in)) {
+                let rows = dy.len() / n_out;
                 let mut copied = None;
                 for (values, &(row, col)) in dvalues.chunks_exact_mut(br * bc).zip(positions) {
                     if copied != Some(row) {
-                        copy_strip(dy_strip, dy, blocks.n_out, row as usize * br, br);
+                        copy_strip(dy_strip, dy, n_out, row as usize * br, br);
                         copied = Some(row);
                     }
-                    copy_strip(x_strip, x, blocks.n_in, col as usize * bc, bc);
+                    copy_strip(x_strip, x, n_in, col as usize * bc, bc);
                     let (dy, x) = (&dy_strip[..rows * br], &x_strip[..rows * bc]);
-                    dispatch(Outer { dy, x, values, height: br, width: bc });
+                    level.run(Outer { dy, x, values, height: br, width: bc });
                 }
             }
         });
@@ -70,6 +89,85 @@ pub(super) fn weight_gradient(blocks: &Blocks, dy: &[f32], x: &[f32], dvalues: &
 fn copy_strip(to: &mut [f32], from: &[f32], stride: usize, at: usize, width: usize) {
     for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(stride)) {
         to.copy_from_slice(&from[at..at + width]);
+    }
+}
+
+/// Many rows and blocks: all strips of a run of rows are laid out for every block that needs them.
+fn by_runs(blocks: &Blocks, dy: &[f32], x: &[f32], dvalues: &mut [f32]) {
+    let (br, bc, n_out, n_in) = (blocks.br, blocks.bc, blocks.n_out, blocks.n_in);
+    let level = Level::current();
+    let rows = dy.len() / n_out;
+    let run = if rows <= ONE_RUN { rows } else { RUN_ROWS };
+    let mut sweep = |strips: &mut [f32]| {
+        let (dy_strips, x_strips) = strips.split_at_mut(run * n_out);
+        for (dy, x) in dy.chunks(run * n_out).zip(x.chunks(run * n_in)) {
+            let rows = dy.len() / n_out;
+            let lay = |to: &mut [f32], from: &[f32], order: &Order, width: usize| {
+                let (groups, stride) = (TASK_COLS.div_ceil(width), from.len() / rows);
+                to.par_chunks_mut(groups * run * width).enumerate().for_each(|(task, to)| {
+                    level.run(Lay { to, from, stride, width, order, first: task * groups, run });
+                });
+            };
+            rayon::join(|| lay(dy_strips, dy, &blocks.by_row, br), || lay(x_strips, x, &blocks.by_col, bc));
+            let (dy_strips, x_strips) = (&*dy_strips, &*x_strips);
+            tasks(blocks, dvalues).for_each(|(dvalues, positions)| {
+                for (values, &(row, col)) in dvalues.chunks_exact_mut(br * bc).zip(positions) {
+                    let dy = &dy_strips[row as usize * run * br..][..rows * br];
+                    let x = &x_strips[col as usize * run * bc..][..rows * bc];
+                    level.run(Outer { dy, x, values, height: br, width: bc });
+                }
+            });
+        }
+    };
+    within_pool(|| scratch(run * (n_out + n_in), |strips| sweep(strips)));
+}
+
+/// Values and positions of the blocks of each task.
+fn tasks<'a>(
+    blocks: &'a Blocks,
+    dvalues: &'a mut [f32],
+) -> impl IndexedParallelIterator<Item = (&'a mut [f32], &'a [(u32, u32)])> {
+    let step = blocks.positions.len().div_ceil(GRADIENT_TASKS).max(1);
+    dvalues.par_chunks_mut(step * blocks.br * blocks.bc).zip(blocks.positions.par_chunks(step))
+}
+
+/// Lays strips of columns one after the other, each with its rows one after the other.
+struct Lay<'a> {
+    /// `[strips, run, width]`.
+    to: &'a mut [f32],
+    /// `[rows, stride]`.
+    from: &'a [f32],
+    stride: usize,
+    width: usize,
+    /// Which strips have blocks; the others are left out.
+    order: &'a Order,
+    /// The first strip.
+    first: usize,
+    run: usize,
+}
+
+impl Vectorize for Lay<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { to, from, stride, width, order, first, run } = self;
+        for (r, from) in from.chunks_exact(stride).enumerate() {
+            for (strip, to) in to.chunks_exact_mut(run * width).enumerate() {
+                let group = first + strip;
+                if order.starts[group] == order.starts[group + 1] {
+                    continue;
+                }
+                let from = &from[group * width..][..width];
+                let to = &mut to[r * width..][..width];
+                let (from_tail, to_tail) =
+                    (from.chunks_exact(I::LANES).remainder(), width / I::LANES * I::LANES);
+                for (to, from) in to.chunks_exact_mut(I::LANES).zip(from.chunks_exact(I::LANES)) {
+                    isa.store(to, isa.load(from));
+                }
+                to[to_tail..].copy_from_slice(from_tail);
+            }
+        }
     }
 }
 
