@@ -2,6 +2,8 @@
 //! the same bits on any machine of one [`Level`](crate::simd::Level).
 
 use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Elements that one task handles: 64 KiB of f32, far above what it costs to hand a task to a thread.
 pub const TASK: usize = 16 * 1024;
@@ -48,6 +50,44 @@ pub fn within_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| f())
 }
 
+/// How often the thread that shares work looks whether the others are done before it sleeps: some 20 µs, which
+/// putting it to sleep and waking it may take as well.
+const LOOKS: usize = 500;
+
+/// Runs `f` on every task by the threads of the current pool, of which the calling thread stands for one: it starts at
+/// once while another wakes, and whoever is free takes the next task. For work of some ten microseconds, to which a
+/// parallel call from a thread outside the pool would add two wake-ups; a single task wakes nobody.
+pub fn share<T: Send>(tasks: Vec<T>, f: impl Fn(T) + Sync) {
+    let helpers = rayon::current_num_threads().min(tasks.len()).saturating_sub(1);
+    if helpers == 0 {
+        return tasks.into_iter().for_each(f);
+    }
+    let (tasks, busy) = (Mutex::new(tasks.into_iter()), AtomicUsize::new(helpers));
+    let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some(task) = next() {
+            f(task);
+        }
+    };
+    rayon::in_place_scope(|scope| {
+        for _ in 0..helpers {
+            scope.spawn(|_| {
+                work();
+                busy.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        work();
+        // A thread of the pool had better look for other work, which the end of the scope does.
+        let looks = if rayon::current_thread_index().is_none() { LOOKS } else { 0 };
+        for _ in 0..looks {
+            if busy.load(Ordering::Relaxed) == 0 {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +101,19 @@ mod tests {
                 "{rows} {cols}"
             );
             assert!(rows.div_ceil(partial_rows(rows, cols)) <= MAX_PARTIALS, "{rows} {cols}");
+        }
+    }
+
+    #[test]
+    fn shared_tasks_run_once_each() {
+        for threads in 1..4 {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            for tasks in [0, 1, 2, 50] {
+                let mut done = vec![0; tasks];
+                pool.install(|| share(done.iter_mut().collect(), |task: &mut i32| *task += 1));
+                share(done.iter_mut().collect(), |task| *task += 1);
+                assert_eq!(done, vec![2; tasks]);
+            }
         }
     }
 

@@ -3,27 +3,33 @@
 //! Nothing is transposed or packed, which would cost as much as the product. The gradients are those of the panels.
 
 use super::{Blocks, panels};
-use crate::simd::{Isa, MAX_LANES, Vectorize, dispatch};
-use rayon::prelude::*;
+use crate::parallel::share;
+use crate::simd::{Isa, Level, MAX_LANES, Vectorize};
 
 /// Rows up to which this is faster than turning the blocks.
 const MOST_ROWS: usize = 4;
-/// Stored values of one task.
+/// Stored values of one task at least: a few microseconds.
 const TASK_VALUES: usize = 32 * 1024;
+/// The most tasks.
+const TASKS: usize = 16;
 
 /// `y (+)= x Wᵀ`: here for few rows, else by panels.
 pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
     let rows = y.len() / blocks.n_out.max(1);
-    if rows > MOST_ROWS || blocks.bc < 8 {
+    if rows > MOST_ROWS || blocks.bc < 8 || blocks.n_in == 0 {
         return panels::forward(blocks, values, x, y, accumulate);
     }
-    let groups = blocks.n_out / blocks.br;
-    let per_task = (groups * TASK_VALUES / values.len().max(1)).clamp(1, groups.max(1));
-    for (x, y) in x.chunks_exact(blocks.n_in).zip(y.chunks_exact_mut(blocks.n_out)) {
-        y.par_chunks_mut(per_task * blocks.br).enumerate().for_each(|(task, y)| {
-            dispatch(Dots { blocks, values, x, first: task * per_task, y, accumulate });
-        });
+    let parts = (values.len() * rows / TASK_VALUES).clamp(1, TASKS);
+    let mut tasks = Vec::new();
+    for (x, mut y) in x.chunks_exact(blocks.n_in).zip(y.chunks_exact_mut(blocks.n_out)) {
+        for groups in blocks.by_row.parts(parts.div_ceil(rows)) {
+            let (own, rest) = y.split_at_mut(groups.len() * blocks.br);
+            tasks.push((x, groups.start, own));
+            y = rest;
+        }
     }
+    let level = Level::current();
+    share(tasks, |(x, first, y)| level.run(Dots { blocks, values, x, first, y, accumulate }));
 }
 
 /// The outputs of some groups, for one row.

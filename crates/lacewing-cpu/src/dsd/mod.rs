@@ -6,6 +6,7 @@
 
 mod dots;
 mod elements;
+mod one_row;
 mod order;
 mod outer;
 mod panels;

@@ -1,6 +1,8 @@
 //! The order in which a product walks the blocks: by the outputs that they share.
 
+use super::one_row::Columns;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// The blocks of every output group, in the order they lie.
 #[derive(Debug, Clone)]
@@ -11,6 +13,8 @@ pub(super) struct Order {
     pub(super) inputs: Vec<u32>,
     /// The number of each; empty where they lie in this order.
     slots: Vec<u32>,
+    /// As products of few rows read the inputs: made by the first of them.
+    pub(super) columns: OnceLock<Columns>,
 }
 
 impl Order {
@@ -27,7 +31,8 @@ impl Order {
             starts[g + 1] += starts[g];
         }
         if sorted {
-            return Self { starts, inputs: places.map(|(_, input)| input).collect(), slots: Vec::new() };
+            let inputs = places.map(|(_, input)| input).collect();
+            return Self { starts, inputs, slots: Vec::new(), columns: OnceLock::new() };
         }
         let mut next = starts.clone();
         let (mut inputs, mut slots) = (vec![0; starts[groups]], vec![0; starts[groups]]);
@@ -36,7 +41,7 @@ impl Order {
             (inputs[*at], slots[*at]) = (input, slot as u32);
             *at += 1;
         }
-        Self { starts, inputs, slots }
+        Self { starts, inputs, slots, columns: OnceLock::new() }
     }
 
     /// Number and input block of every block of a group, and the number of the block that follows in this order.

@@ -55,6 +55,8 @@ fn every_height_of_a_tile_and_cut_of_the_work_meets_the_oracle() {
     }
     let none = Blocks::new((16, 16), (32, 32), Vec::new()).unwrap();
     meets_the_oracle(&none, &[1, 20]);
+    let none = Blocks::new((8, 8), (16, 0), Vec::new()).unwrap();
+    meets_the_oracle(&none, &[2, 7]);
 }
 
 #[test]
@@ -124,6 +126,98 @@ fn single_values_meet_the_oracle_in_runs_and_without() {
     }
     let many = (0..140).map(|o| (o, o * 7 % 130)).collect();
     meets_the_oracle(&Blocks::new((1, 1), (140, 130), many).unwrap(), &[1030]);
+}
+
+/// `(of, run)` values of each run of inputs, in places that vary.
+fn regular(n_out: usize, n_in: usize, (of, run): (usize, usize)) -> Blocks {
+    let mut positions = Vec::new();
+    for o in 0..n_out {
+        for first in (0..n_in).step_by(run) {
+            let mut places: Vec<usize> =
+                (0..of).map(|k| (o * 5 + first / run * 3 + k * (1 + o % 2)) % run).collect();
+            places.sort_unstable();
+            places.dedup();
+            positions.extend(places.iter().map(|place| (o as u32, (first + place) as u32)));
+        }
+    }
+    Blocks::new((1, 1), (n_out, n_in), positions).unwrap()
+}
+
+/// Values at every place where the hash of its numbers says so, one in `keep`; every seventh output has none.
+fn scattered(n_out: usize, n_in: usize, keep: usize) -> Blocks {
+    let places = (0..n_out).flat_map(|o| (0..n_in).map(move |i| (o, i)));
+    let kept = places.filter(|&(o, i)| o % 7 != 6 && (((o * n_in + i) * 40_503) >> 7).is_multiple_of(keep));
+    let positions = kept.map(|(o, i)| (o as u32, i as u32)).collect();
+    Blocks::new((1, 1), (n_out, n_in), positions).unwrap()
+}
+
+#[test]
+fn few_rows_of_single_values_meet_the_oracle_whatever_their_columns() {
+    use one_row::Columns;
+    let columns = |blocks: &Blocks, of: fn(&Columns) -> bool| {
+        meets_the_oracle(blocks, &[1, 2, 3, 4]);
+        assert!(of(blocks.by_row.columns.get().expect("columns")));
+    };
+    let picks: fn(&Columns) -> bool = |columns| matches!(columns, Columns::Picks { .. });
+    let bits: fn(&Columns) -> bool = |columns| matches!(columns, Columns::Bits(_));
+    for (n_out, n_in) in [(1, 4), (19, 36), (35, 132), (7, 300)] {
+        columns(&regular(n_out, n_in, (2, 4)), picks);
+        columns(&regular(n_out, n_in, (1, 4)), picks);
+        columns(&regular(n_out, n_in, (1, 2)), picks);
+    }
+    columns(&regular(18, 136, (4, 8)), bits);
+    for (n_out, n_in) in [(1, 1), (5, 31), (20, 95), (33, 161), (3, 64)] {
+        columns(&scattered(n_out, n_in, 1), bits);
+        columns(&scattered(n_out, n_in, 2), bits);
+    }
+    for (n_out, n_in, keep) in [(50, 130, 9), (40, 600, 60), (17, 1000, 7), (100, 48, 40)] {
+        columns(&scattered(n_out, n_in, keep), |columns| matches!(columns, Columns::Narrow(_)));
+    }
+    let wide = scattered(5, 70_000, 1500);
+    columns(&wide, |columns| matches!(columns, Columns::Wide));
+    // The end of the narrow ones.
+    columns(&scattered(5, 65_536, 1500), |columns| matches!(columns, Columns::Narrow(_)));
+}
+
+#[test]
+fn an_input_without_values_is_not_multiplied() {
+    for blocks in [regular(20, 68, (2, 4)), scattered(20, 68, 2), scattered(20, 68, 12)] {
+        let values = uniform(1, blocks.nnz_values());
+        for (rows, level) in (1..5).flat_map(|rows| Level::available().into_iter().map(move |l| (rows, l))) {
+            let mut x = uniform(2, rows * 68);
+            x[40] = f32::INFINITY;
+            let mut y = vec![0.0; rows * 20];
+            with_level(level, || select(&blocks).forward(&blocks, &values, &x, &mut y, false).unwrap());
+            for (at, y) in y.iter().enumerate() {
+                let meets = at < 20 && blocks.positions.contains(&(at as u32, 40));
+                assert_eq!(!y.is_finite(), meets, "{at} of {rows} rows at {level:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn shared_products_of_few_rows_have_the_same_bits() {
+    let block = Blocks::new((32, 32), (640, 768), some_positions(20, 24)).unwrap();
+    for blocks in [regular(500, 768, (2, 4)), scattered(500, 770, 2), scattered(500, 770, 9), block] {
+        for rows in [1, 3] {
+            let values = uniform(1, blocks.nnz_values());
+            let (x, dy) = (uniform(2, rows * blocks.n_in), uniform(3, rows * blocks.n_out));
+            let products = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+                let (mut y, mut dx) = (vec![0.0; dy.len()], vec![0.0; x.len()]);
+                pool.install(|| {
+                    select(&blocks).forward(&blocks, &values, &x, &mut y, false).unwrap();
+                    select(&blocks).input_gradient(&blocks, &values, &dy, &mut dx, false).unwrap();
+                });
+                [y, dx].map(|all| all.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            };
+            with_level(Level::available()[0], || {
+                let one = products(1);
+                assert!((2..4).all(|threads| products(threads) == one), "{rows} rows");
+            });
+        }
+    }
 }
 
 /// Every kernel that accepts, at every level.

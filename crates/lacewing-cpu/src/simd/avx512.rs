@@ -3,7 +3,7 @@
 use super::{Isa, Vectorize};
 use std::arch::x86_64::*;
 
-/// Proof that this CPU has AVX-512 F, VL, BW and DQ, and AVX2 and FMA.
+/// Proof that this CPU has AVX-512 F, VL, BW and DQ, and AVX2, FMA and POPCNT.
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(());
 
@@ -14,12 +14,13 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma"))
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("popcnt"))
         .then_some(Self(()))
     }
 
     pub(super) fn enter<T: Vectorize>(self, op: T) -> T::Output {
-        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,popcnt")]
         fn inner<T: Vectorize>(isa: Avx512, op: T) -> T::Output {
             op.run(isa)
         }
@@ -98,10 +99,106 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn mul_add_at(self, mask: u16, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_mask3_fmadd_ps(a, b, c, mask) }
+    }
+
+    #[inline(always)]
     fn prefetch(self, from: &[f32], ahead: usize) {
         let line = from.as_ptr().wrapping_add(ahead);
         // SAFETY: a prefetch accesses nothing that a program could see, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+
+    #[inline(always)]
+    fn gather(self, table: &[f32], indices: &[u16]) -> __m512 {
+        let asked = first(indices.len());
+        // SAFETY: the mask keeps the load inside the slice.
+        let indices = unsafe { _mm256_maskz_loadu_epi16(asked, indices.as_ptr().cast()) };
+        // SAFETY: `self` proves AVX-512 F.
+        let indices = unsafe { _mm512_cvtepu16_epi32(indices) };
+        // An index has sixteen bits, so that a longer table need not be told apart.
+        let end = table.len().min(1 << 16) as i32;
+        // SAFETY: `self` proves AVX-512 F.
+        let end = unsafe { _mm512_set1_epi32(end) };
+        // SAFETY: as above.
+        let inside = unsafe { _mm512_mask_cmplt_epu32_mask(asked, indices, end) };
+        let zero = self.splat(0.0);
+        // SAFETY: the mask leaves the indices of elements of the table, and its address is scaled by their size.
+        unsafe { _mm512_mask_i32gather_ps::<4>(zero, inside, indices, table.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn expand(self, from: &[f32], mask: u16) -> __m512 {
+        assert!(mask.count_ones() as usize <= from.len());
+        // SAFETY: it reads as many elements as the mask has bits, which are in the slice.
+        unsafe { _mm512_maskz_expandloadu_ps(mask, from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn pick_of_four<const N: usize>(self, from: &[f32], picks: u32) -> __m512 {
+        const { assert!(N == 1 || N == 2) };
+        let from = &from[..64 / N];
+        // SAFETY: `self` proves AVX-512 F.
+        let picks = unsafe { _mm512_set1_epi32(picks as i32) };
+        // SAFETY: as above.
+        let shifts = unsafe { _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) };
+        // SAFETY: as above.
+        let shifted = unsafe { _mm512_srlv_epi32(picks, shifts) };
+        // SAFETY: as above.
+        let three = unsafe { _mm512_set1_epi32(3) };
+        // The first of each four, in the two registers that are picked from at once.
+        let fours = if N == 2 {
+            // SAFETY: as above.
+            unsafe { _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28) }
+        } else {
+            // SAFETY: as above.
+            unsafe { _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28) }
+        };
+        // SAFETY: as above; the function is `fours | (shifted & three)`.
+        let lanes = unsafe { _mm512_ternarylogic_epi32::<0b1111_1000>(fours, shifted, three) };
+        // SAFETY: as above; the indices are lanes of the two.
+        let low = unsafe { _mm512_permutex2var_ps(self.load(from), lanes, self.load(&from[16..])) };
+        if N == 2 {
+            return low;
+        }
+        // SAFETY: as above.
+        let high = unsafe { _mm512_permutex2var_ps(self.load(&from[32..]), lanes, self.load(&from[48..])) };
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_mask_blend_ps(0xff00, low, high) }
+    }
+
+    #[inline(always)]
+    fn splat_quads(self, from: &[f32]) -> __m512 {
+        let from = from[..4].as_ptr();
+        // SAFETY: the slice above is 16 readable bytes.
+        let quad = unsafe { _mm_loadu_ps(from) };
+        // SAFETY: `self` proves AVX-512 F.
+        let lanes = unsafe { _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3) };
+        // SAFETY: as above.
+        let quad = unsafe { _mm512_castps128_ps512(quad) };
+        // SAFETY: as above; the lanes that are read are those of the quad.
+        unsafe { _mm512_permutexvar_ps(lanes, quad) }
+    }
+
+    #[inline(always)]
+    fn gather_quads(self, table: &[[f32; 4]], indices: &[u16]) -> __m512 {
+        let indices = &indices[..4];
+        let quad = |i: usize| {
+            let quad: &[f32; 4] = &table[usize::from(indices[i])];
+            // SAFETY: the array is 16 readable bytes.
+            unsafe { _mm_loadu_ps(quad.as_ptr()) }
+        };
+        let (a, b, c, d) = (quad(0), quad(1), quad(2), quad(3));
+        // SAFETY: `self` proves AVX.
+        let low = unsafe { _mm256_set_m128(b, a) };
+        // SAFETY: as above.
+        let high = unsafe { _mm256_set_m128(d, c) };
+        // SAFETY: `self` proves AVX-512 F.
+        let low = unsafe { _mm512_castps256_ps512(low) };
+        // SAFETY: `self` proves AVX-512 DQ.
+        unsafe { _mm512_insertf32x8::<1>(low, high) }
     }
 
     #[inline(always)]

@@ -71,6 +71,20 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// `a` where `m` holds, else `b`.
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V;
 
+    /// [`Isa::mul_add`] in the lanes whose bit `mask` has, `c` in the others, whatever `a` and `b` are there.
+    #[inline(always)]
+    fn mul_add_at(self, mask: u16, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        let (mut sum, mut lanes) = ([0.0; MAX_LANES], [0.0; MAX_LANES]);
+        self.store(&mut sum, self.mul_add(a, b, c));
+        self.store(&mut lanes, c);
+        for (i, (lane, sum)) in lanes[..Self::LANES].iter_mut().zip(sum).enumerate() {
+            if mask >> i & 1 == 1 {
+                *lane = sum;
+            }
+        }
+        self.load(&lanes)
+    }
+
     /// Asks for the cache line of the element `ahead` of the first of `from`, which need not exist.
     #[inline(always)]
     fn prefetch(self, from: &[f32], ahead: usize) {
@@ -91,6 +105,67 @@ pub trait Isa: Copy + Send + Sync + 'static {
         let mut lanes = [0.0; MAX_LANES];
         self.store(&mut lanes, v);
         to.copy_from_slice(&lanes[..to.len()]);
+    }
+
+    /// `table[indices[i]]` in lane `i`, for as many indices as lanes or fewer. Zero in the lanes that have none, and
+    /// where the table ends before an index.
+    #[inline(always)]
+    fn gather(self, table: &[f32], indices: &[u16]) -> Self::V {
+        let mut lanes = [0.0; MAX_LANES];
+        for (lane, &i) in lanes[..Self::LANES].iter_mut().zip(indices) {
+            *lane = table.get(usize::from(i)).copied().unwrap_or(0.0);
+        }
+        self.load(&lanes)
+    }
+
+    /// The first elements of `from`, one after the other, in the lanes whose bits `mask` has; zero in the others. Bits
+    /// beyond the lanes do not count. Panics if there are too few elements.
+    #[inline(always)]
+    fn expand(self, from: &[f32], mask: u16) -> Self::V {
+        let (mut lanes, mut next) = ([0.0; MAX_LANES], 0);
+        for (i, lane) in lanes[..Self::LANES].iter_mut().enumerate() {
+            if mask >> i & 1 == 1 {
+                *lane = from[next];
+                next += 1;
+            }
+        }
+        self.load(&lanes)
+    }
+
+    /// `from[4 (i / N) + (picks >> 2i & 3)]` in lane `i`: of each four elements one, or two with `N = 2`, by two bits
+    /// each. Panics if there are not `4 · LANES / N` elements.
+    #[inline(always)]
+    fn pick_of_four<const N: usize>(self, from: &[f32], picks: u32) -> Self::V {
+        const { assert!(N == 1 || N == 2) };
+        let from = &from[..4 * Self::LANES / N];
+        let mut lanes = [0.0; MAX_LANES];
+        for (i, lane) in lanes[..Self::LANES].iter_mut().enumerate() {
+            *lane = from[i / N * 4 + (picks >> (2 * i) & 3) as usize];
+        }
+        self.load(&lanes)
+    }
+
+    /// Each of the first `LANES / 4` elements, four times. Panics if there are fewer.
+    #[inline(always)]
+    fn splat_quads(self, from: &[f32]) -> Self::V {
+        let from = &from[..Self::LANES / 4];
+        let mut lanes = [0.0; MAX_LANES];
+        for (quad, &a) in lanes.chunks_exact_mut(4).zip(from) {
+            quad.fill(a);
+        }
+        self.load(&lanes)
+    }
+
+    /// `table[indices[q]]` in lanes `4q..4q + 4`, for the first `LANES / 4` indices. Panics if there are fewer, or where
+    /// the table ends before one.
+    #[inline(always)]
+    fn gather_quads(self, table: &[[f32; 4]], indices: &[u16]) -> Self::V {
+        let indices = &indices[..Self::LANES / 4];
+        let mut lanes = [0.0; MAX_LANES];
+        for (quad, &i) in lanes.chunks_exact_mut(4).zip(indices) {
+            quad.copy_from_slice(&table[usize::from(i)]);
+        }
+        self.load(&lanes)
     }
 
     /// `a₀ b₀ a₁ b₁ …` in two registers.

@@ -82,6 +82,91 @@ impl Vectorize for Check {
             let padded = lanes(isa.load_partial(&a[..len]));
             assert!(padded[len..].iter().all(|x| *x == 0.0), "padding at {level:?}");
         }
+        self.finding(isa);
+    }
+}
+
+impl Check {
+    /// What finds elements by indices and masks.
+    fn finding<I: Isa>(&self, isa: I) {
+        let level = self.0;
+        let lanes = |v: I::V| {
+            let mut out = vec![0.0; I::LANES];
+            isa.store(&mut out, v);
+            out
+        };
+        // One beyond the table, one far beyond, and fewer indices than lanes.
+        let table: Vec<f32> = (0..65_540).map(|i| 1.0 + i as f32).collect();
+        let indices: Vec<u16> =
+            (0..I::LANES).map(|i| [65_535, 49, 50, 0, 12][i % 5] - i as u16 / 5).collect();
+        for (len, count) in [(65_540, I::LANES), (50, I::LANES), (50, I::LANES - 1), (1, 3), (0, 2), (3, 0)] {
+            let (table, indices) = (&table[..len], &indices[..count]);
+            let mut expected: Vec<f32> =
+                indices.iter().map(|&i| table.get(usize::from(i)).copied().unwrap_or(0.0)).collect();
+            expected.resize(I::LANES, 0.0);
+            assert_eq!(lanes(isa.gather(table, indices)), expected, "gather at {level:?}");
+        }
+        let masks = (0..=u16::MAX).step_by(if I::LANES == 16 { 97 } else { 1 }).chain([u16::MAX]);
+        for mask in masks.map(|mask| mask & (u16::MAX >> (16 - I::LANES))) {
+            let from = &table[..mask.count_ones() as usize];
+            let set = |i: usize| mask >> i & 1 == 1;
+            let before = |i: usize| (0..i).filter(|i| set(*i)).count();
+            let expected: Vec<f32> =
+                (0..I::LANES).map(|i| if set(i) { from[before(i)] } else { 0.0 }).collect();
+            assert_eq!(lanes(isa.expand(from, mask)), expected, "expand by {mask:#x} at {level:?}");
+            let (a, c) = (isa.load(&table), isa.load(&table[9..]));
+            let b: Vec<f32> = (0..I::LANES).map(|i| if set(i) { 2.0 } else { f32::NAN }).collect();
+            let sums = lanes(isa.mul_add_at(mask, a, isa.load(&b), c));
+            let expected = |i| table[9 + i] + if set(i) { 2.0 * table[i] } else { 0.0 };
+            assert_eq!(sums, (0..I::LANES).map(expected).collect::<Vec<_>>(), "mul_add_at at {level:?}");
+        }
+        let quads: Vec<[f32; 4]> = table.chunks_exact(4).take(9).map(|q| [q[0], q[1], q[2], q[3]]).collect();
+        let found = lanes(isa.gather_quads(&quads, &[8, 0, 3, 8][..I::LANES / 4]));
+        let expected = [8, 0, 3, 8].iter().flat_map(|&i| quads[i]).take(I::LANES).collect::<Vec<_>>();
+        assert_eq!(found, expected, "gather_quads at {level:?}");
+        let splat = lanes(isa.splat_quads(&table[..I::LANES / 4]));
+        assert_eq!(
+            splat,
+            (0..I::LANES).map(|i| table[i / 4]).collect::<Vec<_>>(),
+            "splat_quads at {level:?}"
+        );
+        for picks in [0, u32::MAX, 0x1b2d_8e4f, 0x9c63_27d8] {
+            let pick = |i: usize| (picks >> (2 * i) & 3) as usize;
+            let one = lanes(isa.pick_of_four::<1>(&table[..4 * I::LANES], picks));
+            let two = lanes(isa.pick_of_four::<2>(&table[..2 * I::LANES], picks));
+            for i in 0..I::LANES {
+                assert_eq!(one[i], table[4 * i + pick(i)], "pick_of_four at {level:?}");
+                assert_eq!(two[i], table[i / 2 * 4 + pick(i)], "pick_of_four at {level:?}");
+            }
+        }
+    }
+}
+
+/// Asks for more than there is.
+struct Beyond(u8);
+
+impl Vectorize for Beyond {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        match self.0 {
+            0 => _ = isa.expand(&[1.0, 2.0], 0b1011),
+            1 => _ = isa.gather_quads(&[[0.0; 4]; 3], &[3; 4]),
+            2 => _ = isa.gather_quads(&[[0.0; 4]; 3], &[]),
+            3 => _ = isa.splat_quads(&[]),
+            4 => _ = isa.pick_of_four::<1>(&[0.0; 15], 0),
+            _ => _ = isa.pick_of_four::<2>(&[0.0; 7], 0),
+        }
+    }
+}
+
+#[test]
+fn what_is_beyond_a_slice_is_refused() {
+    for level in Level::available() {
+        for what in 0..6 {
+            let refused = std::panic::catch_unwind(|| level.run(Beyond(what))).is_err();
+            assert!(refused, "{what} at {level:?}");
+        }
     }
 }
 

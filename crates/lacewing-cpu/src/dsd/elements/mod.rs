@@ -5,8 +5,8 @@ mod pack;
 mod places;
 mod tile;
 
-use super::Kernel;
 use super::order::Order;
+use super::{Kernel, one_row};
 use crate::parallel::within_pool;
 use crate::scratch::scratch;
 use crate::simd::{Level, MatMut};
@@ -39,8 +39,6 @@ pub(super) const KERNEL: Kernel = Kernel {
 
 /// Registers of rows in a tile, at most.
 const REGISTERS: usize = 4;
-/// Rows up to which each is a product of its own: a register would be mostly empty.
-const FEW_ROWS: usize = 4;
 /// Inputs of a run whose packed rows are to lie in the first cache: 64 rows of them are half of it, and the other half
 /// is what passes through.
 const NEAR: usize = 96;
@@ -108,11 +106,10 @@ fn product(
         };
     }
     let rows = y.len() / n_out;
-    if rows <= FEW_ROWS {
+    if rows <= one_row::MOST_ROWS {
         return scratch(if side.order.slots().is_some() { values.len() } else { 0 }, |memory| {
             let values = in_order(side.order.slots(), values, memory);
-            let rows = y.chunks_exact_mut(n_out).enumerate();
-            rows.for_each(|(r, y)| row(side.order, values, &x[r * n_in..][..n_in], y, accumulate));
+            one_row::product(side.order, values, (x, n_in), (y, n_out), accumulate);
         });
     }
     // Once, since what is packed is as wide as the registers that will read it.
@@ -213,27 +210,4 @@ fn in_order<'a>(slots: Option<&[u32]>, values: &'a [f32], memory: &'a mut [f32])
         to.iter_mut().zip(slots).for_each(|(to, &slot)| *to = values[slot as usize]);
     });
     memory
-}
-
-/// The product of one row: every output a sum over its values.
-fn row(order: &Order, values: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
-    let per_task = y.len().div_ceil(8).max(64);
-    y.par_chunks_mut(per_task).enumerate().for_each(|(task, y)| {
-        for (o, y) in y.iter_mut().enumerate() {
-            let group = task * per_task + o;
-            let range = order.starts[group]..order.starts[group + 1];
-            let (values, inputs) = (&values[range.clone()], &order.inputs[range]);
-            let mut sums = [0.0; 4];
-            let (v, i) = (values.chunks_exact(4), inputs.chunks_exact(4));
-            let rest = v.remainder().iter().zip(i.remainder());
-            let rest: f32 = rest.map(|(v, &i)| v * x[i as usize]).sum();
-            for (v, i) in v.zip(i) {
-                for t in 0..4 {
-                    sums[t] += v[t] * x[i[t] as usize];
-                }
-            }
-            let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]) + rest;
-            *y = if accumulate { *y + sum } else { sum };
-        }
-    });
 }
