@@ -1,6 +1,6 @@
 //! Dense products over strided views: `out = a b` or `out += a b`, and many of them at once.
 
-mod few_rows;
+mod dots;
 
 use crate::simd::product;
 use rayon::prelude::*;
@@ -21,8 +21,8 @@ pub enum Parallelism {
 /// Cost `2 m n k` flops. Without `accumulate` the old `out`, NaN included, is ignored; `k = 0` then gives zeros.
 /// The bits do not depend on the number of threads. Panics if the shapes disagree.
 pub fn gemm(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: MatRef<'_>, parallelism: Parallelism) {
-    if few_rows::accepts(&out, a, b) {
-        return few_rows::product(out, accumulate, a, b, parallelism == Parallelism::Pool);
+    if dots::accepts(&out, a, b) {
+        return dots::product(out, accumulate, a, b, parallelism == Parallelism::Pool);
     }
     let threads = match parallelism {
         Parallelism::One => 1,

@@ -1,6 +1,7 @@
 //! Products of every stride order and size against f64.
 
 use super::*;
+use crate::simd::{Level, with_level};
 use lacewing_testkit::{gamma, uniform};
 
 /// Every element of `out` is within the rounding error of `start + a b`.
@@ -79,20 +80,84 @@ fn a_batch_over_column_blocks_meets_the_oracle() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let (m, k, n) = (300, 384, 200);
-    let (a, b) = (uniform(6, m * k), uniform(7, k * n));
-    let product = |threads: usize| {
-        let mut out = vec![0.0; m * n];
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-        let (a, b) = (MatRef::row_major(&a, m, k), MatRef::row_major(&b, k, n));
-        pool.install(|| gemm(MatMut::row_major(&mut out, m, n), false, a, b, Parallelism::Pool));
+    for (m, k, n, by_columns) in [(300, 384, 200, false), (7, 130, 333, true), (190, 1540, 100, true)] {
+        let (a, b) = (uniform(6, m * k), uniform(7, k * n));
+        let product = |threads: usize| {
+            let mut out = vec![0.0; m * n];
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            let a = MatRef::row_major(&a, m, k);
+            let b = if by_columns { MatRef::row_major(&b, n, k).t() } else { MatRef::row_major(&b, k, n) };
+            pool.install(|| gemm(MatMut::row_major(&mut out, m, n), false, a, b, Parallelism::Pool));
+            out
+        };
+        for level in Level::available() {
+            with_level(level, || {
+                let one = product(1);
+                for threads in 2..5 {
+                    let same = one.iter().zip(product(threads)).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{m}x{k}x{n} by {threads} threads at {level:?}");
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn dot_products_meet_the_oracle_at_every_level() {
+    // Tiles of every height and width, runs and bands that are not full, rows that start anywhere.
+    let sizes = [
+        (1, 64, 1),
+        (2, 65, 5),
+        (3, 79, 6),
+        (4, 80, 7),
+        (5, 127, 13),
+        (7, 511, 8),
+        (8, 513, 9),
+        (11, 1030, 10),
+        (31, 64, 97),
+        (40, 600, 11),
+        (199, 1541, 14),
+    ];
+    for level in Level::available() {
+        with_level(level, || {
+            for (m, k, n) in sizes {
+                let (a, b, start) = (uniform(8, m * k + 1), uniform(9, n * (k + 3)), uniform(10, m * n));
+                let a = MatRef::row_major(&a[1..], m, k);
+                let b = MatRef::new(&b, n, k, k + 3, 1).t();
+                for parallelism in [Parallelism::One, Parallelism::Pool] {
+                    let mut out = vec![f32::NAN; m * n];
+                    let view = MatMut::row_major(&mut out, m, n);
+                    assert!(dots::accepts(&view, a, b), "{m}x{k}x{n}");
+                    gemm(view, false, a, b, parallelism);
+                    check(&out, &[], (m, k, n), a, b);
+                    out.copy_from_slice(&start);
+                    gemm(MatMut::row_major(&mut out, m, n), true, a, b, parallelism);
+                    check(&out, &start, (m, k, n), a, b);
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_among_others_as_alone() {
+    let (m, k, n) = (45, 1100, 29);
+    let (a, b) = (uniform(11, m * k), uniform(12, k * n));
+    let b = MatRef::row_major(&b, n, k).t();
+    let product = |first: usize, rows: usize| {
+        let mut out = vec![f32::NAN; rows * n];
+        let a = MatRef::row_major(&a, m, k).rows_at(first, rows);
+        gemm(MatMut::row_major(&mut out, rows, n), false, a, b, Parallelism::One);
         out
     };
-    let one = product(1);
-    for threads in 2..5 {
-        assert!(
-            one.iter().zip(product(threads)).all(|(a, b)| a.to_bits() == b.to_bits()),
-            "{threads} threads"
-        );
+    for level in Level::available() {
+        with_level(level, || {
+            let all = product(0, m);
+            for row in 0..m {
+                let alone = product(row, 1);
+                let same = alone.iter().zip(&all[row * n..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "row {row} at {level:?}");
+            }
+        });
     }
 }
