@@ -392,7 +392,9 @@ fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
     );
     assert_eq!(on(cpu, blocks(24, 0.05).as_ref(), DType::F32, None), "block_sparse");
     assert_eq!(on(cpu, blocks(4, 0.05).as_ref(), DType::F32, None), "scatter_dense", "blocks too small");
-    assert_eq!(on(cpu, built(json!("nm")).as_ref(), DType::F32, None), "scatter_dense");
+    assert_eq!(on(cpu, built(json!("nm")).as_ref(), DType::F32, None), "block_sparse", "half of the values");
+    let most = built(json!({"structure": "unstructured", "density": 0.75}));
+    assert_eq!(on(cpu, most.as_ref(), DType::F32, None), "scatter_dense", "too dense to pay");
     let monarch = built(json!({"structure": "monarch", "blocks": 4}));
     assert_eq!(on(cpu, monarch.as_ref(), DType::F32, None), "fused_chain");
     assert_eq!(on(cpu, monarch.as_ref(), DType::F32, Some("chain")), "chain");

@@ -137,7 +137,9 @@ fn add<I: Isa, const V: usize, const U: usize>(
 #[inline(always)]
 fn step<I: Isa, const V: usize>(isa: I, held: &mut [I::V; V], value: f32, input: u16, x: &[f32]) {
     let width = V * I::LANES;
-    let (w, x) = (isa.splat(value), &x[usize::from(input) * width..][..width]);
+    let at = usize::from(input) * width;
+    // One comparison: `at + width` cannot overflow, the compiler sees.
+    let (w, x) = (isa.splat(value), &x[at..at + width]);
     for v in 0..V {
         held[v] = isa.mul_add(w, isa.load(&x[v * I::LANES..]), held[v]);
     }
