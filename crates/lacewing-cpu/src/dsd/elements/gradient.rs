@@ -1,6 +1,6 @@
 //! The weight gradient of single values: for each, a dot product of two packed rows.
 
-use super::pack::Pack;
+use super::pack::{Lanes, Pack};
 use super::places::{CHUNK, Place, Places};
 use crate::scratch::scratch;
 use crate::simd::{Isa, Level, MAX_LANES, Vectorize};
@@ -14,12 +14,13 @@ const STRIP: usize = 64;
 /// `dvalues[i] += Σ_r dy[r, o] x[r, c]`.
 pub(super) fn weight_gradient(
     places: &Places,
-    lanes: usize,
     (dy, n_out): (&[f32], usize),
     (x, n_in): (&[f32], usize),
     dvalues: &mut [f32],
 ) {
+    // Once, since what is packed is as wide as the registers that will read it.
     let level = Level::current();
+    let lanes = level.run(Lanes);
     let most = HELD * lanes;
     for (dy, x) in dy.chunks(most * n_out).zip(x.chunks(most * n_in)) {
         let rows = dy.len() / n_out;

@@ -30,8 +30,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     weight_gradient: |blocks, dy, x, dvalues| {
         if !dvalues.is_empty() {
             let places = Side { order: &blocks.by_row, orders: &blocks.elements.by_row }.far(blocks.n_in);
-            let lanes = Level::current().run(Lanes);
-            gradient::weight_gradient(places, lanes, (dy, blocks.n_out), (x, blocks.n_in), dvalues);
+            gradient::weight_gradient(places, (dy, blocks.n_out), (x, blocks.n_in), dvalues);
         }
     },
     packing: None,
@@ -101,9 +100,10 @@ fn product(
     accumulate: bool,
 ) {
     if y.is_empty() || values.is_empty() {
-        return if !accumulate {
-            y.fill(0.0)
-        };
+        if !accumulate {
+            y.fill(0.0);
+        }
+        return;
     }
     let rows = y.len() / n_out;
     if rows <= one_row::MOST_ROWS {
