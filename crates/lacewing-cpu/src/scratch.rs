@@ -9,6 +9,29 @@ thread_local! {
 /// Elements that a cache line holds. Scratch starts at a line, so that no load of a register crosses two.
 const LINE: usize = 16;
 
+/// Memory that starts at a cache line, for what is packed to be kept.
+#[derive(Debug, Default)]
+pub struct Aligned {
+    memory: Vec<f32>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    /// Memory for `len` elements, of unspecified content.
+    pub fn resize(&mut self, len: usize) -> &mut [f32] {
+        self.memory.resize(len + LINE, 0.0);
+        self.start = self.memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        self.len = len;
+        &mut self.memory[self.start..][..len]
+    }
+
+    /// What was written there.
+    pub fn get(&self) -> &[f32] {
+        &self.memory[self.start..][..self.len]
+    }
+}
+
 /// Calls `f` with `len` elements of unspecified content, which start at a cache line. Calls may nest: each level has memory of its own.
 pub fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     // Taken out, not borrowed: while `f` waits for other threads, this one may run a task that asks as well.

@@ -13,6 +13,7 @@ mod panels;
 mod reference;
 mod tiles;
 
+use crate::scratch::Aligned;
 use elements::Elements;
 use order::Order;
 use thiserror::Error;
@@ -163,7 +164,7 @@ struct Packing {
 
 /// A weight's values in the order that one kernel's forward product reads them: for products that share them.
 #[derive(Debug)]
-pub struct Packed(Vec<f32>);
+pub struct Packed(Aligned);
 
 /// Every kernel, best first; the last takes anything.
 pub static KERNELS: &[Kernel] = &[elements::KERNEL, panels::KERNEL, reference::KERNEL];
@@ -207,11 +208,11 @@ impl Kernel {
     /// [`DsdError::Len`] where the values are not as many as the blocks'.
     pub fn pack(&self, blocks: &Blocks, values: &[f32], memory: Option<Packed>) -> Result<Packed, DsdError> {
         blocks.rows(values.len(), ("x", 0), ("y", 0))?;
-        let Packed(mut packed) = memory.unwrap_or(Packed(Vec::new()));
-        packed.resize(values.len(), 0.0);
+        let Packed(mut packed) = memory.unwrap_or(Packed(Aligned::default()));
+        let to = packed.resize(values.len());
         match &self.packing {
-            Some(packing) => (packing.pack)(blocks, values, &mut packed),
-            None => packed.copy_from_slice(values),
+            Some(packing) => (packing.pack)(blocks, values, to),
+            None => to.copy_from_slice(values),
         }
         Ok(Packed(packed))
     }
@@ -224,11 +225,12 @@ impl Kernel {
     pub fn forward_packed(
         &self,
         blocks: &Blocks,
-        Packed(values): &Packed,
+        Packed(packed): &Packed,
         x: &[f32],
         y: &mut [f32],
         accumulate: bool,
     ) -> Result<(), DsdError> {
+        let values = packed.get();
         if blocks.rows(values.len(), ("x", x.len()), ("y", y.len()))? > 0 {
             let forward = self.packing.as_ref().map_or(self.forward, |packing| packing.forward);
             forward(blocks, values, x, y, accumulate);

@@ -44,13 +44,16 @@ impl Order {
         Self { starts, inputs, slots, columns: OnceLock::new() }
     }
 
-    /// Number and input block of every block of a group, and the number of the block that follows in this order.
+    /// Number and input block of every block of a group, and of the block that follows in this order.
     #[inline(always)]
-    pub(super) fn of(&self, group: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    pub(super) fn of(&self, group: usize) -> impl Iterator<Item = (usize, usize, (usize, usize))> {
         let slot = |at: usize| self.slots.get(at).map_or(at, |&slot| slot as usize);
         let last = self.inputs.len().saturating_sub(1);
         let range = self.starts[group]..self.starts[group + 1];
-        range.map(move |at| (slot(at), self.inputs[at] as usize, slot(last.min(at + 1))))
+        range.map(move |at| {
+            let next = last.min(at + 1);
+            (slot(at), self.inputs[at] as usize, (slot(next), self.inputs[next] as usize))
+        })
     }
 
     /// Ranges of groups, one after the other, with about as many blocks each; no more than `parts`.

@@ -2,16 +2,15 @@
 //! first block of the group to the last, so an output is written once.
 //!
 //! Both products read a block as a panel `[inner, width]`, `width` being its outputs: as stored for the input
-//! gradient, turned for the forward product. Of the other operand, a tile's rows lie side by side in pieces of a
-//! cache line ([`super::tiles`]), so that every element a tile multiplies is at a fixed distance from one address.
+//! gradient, turned for the forward product. The other operand is read where it is ([`Direct`]) where a tile has two
+//! registers of outputs a row, else from a copy by tiles ([`super::tiles`]).
 
 use super::order::Order;
-use super::tiles::{self, PIECE, Pack};
+use super::tiles::{self, At, Direct, PIECE, Pack, Packed, Source};
 use super::{Blocks, Kernel, Packing, dots, outer};
-use crate::parallel::within_pool;
+use crate::parallel::share;
 use crate::scratch::scratch;
-use crate::simd::{Isa, Level, MAX_LANES, MatMut, Vectorize, dispatch};
-use rayon::prelude::*;
+use crate::simd::{Isa, Level, MAX_LANES, MatMut, MatRef, Vectorize};
 use std::ops::Range;
 
 pub(super) const KERNEL: Kernel = Kernel {
@@ -23,20 +22,28 @@ pub(super) const KERNEL: Kernel = Kernel {
     packing: Some(Packing { from_rows: 2, pack: turn, forward: forward_turned }),
 };
 
-/// Rows of one task: with a few thousand columns, packed, they fit the second cache.
+/// Rows of one task: with a few thousand columns they fit the second cache.
 const BAND: usize = 48;
+/// The same where rows are copied, every task its own, and are at most [`MANY_ROWS`]: threads share them evenly.
+const LOW_BAND: usize = 16;
 /// Tasks at least, where there is enough to cut.
 const TASKS: usize = 16;
+/// Rows up to which tiles with two registers of outputs a row read them where they are: every address of a row takes a
+/// register, so that tiles are lower than those of copies.
+const MANY_ROWS: usize = BAND * TASKS;
+/// The same with one register, where low tiles cost more, if a column is read less than `OFTEN` on average.
+const FEW_ROWS: usize = 32;
+const OFTEN: usize = 16;
+/// How often a copy of a column is read, at least, for tasks to have their own.
+const WORTH: usize = 8;
 /// Values that one task turns.
 const TURNED: usize = 16 * 1024;
 
 /// `y (+)= x Wᵀ`, the blocks turned once.
 pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
-    within_pool(|| {
-        scratch(values.len(), |turned| {
-            turn(blocks, values, turned);
-            forward_turned(blocks, turned, x, y, accumulate);
-        });
+    scratch(values.len(), |turned| {
+        turn(blocks, values, turned);
+        forward_turned(blocks, turned, x, y, accumulate);
     });
 }
 
@@ -55,9 +62,9 @@ fn input_gradient(blocks: &Blocks, values: &[f32], dy: &[f32], dx: &mut [f32], a
 fn turn(blocks: &Blocks, values: &[f32], panels: &mut [f32]) {
     let (height, width) = (blocks.br, blocks.bc);
     let step = TURNED.div_ceil(height * width) * height * width;
-    panels.par_chunks_mut(step).zip(values.par_chunks(step)).for_each(|(to, from)| {
-        dispatch(Turn { to, from, height, width });
-    });
+    let level = Level::current();
+    let tasks = panels.chunks_mut(step).zip(values.chunks(step)).collect();
+    share(tasks, |(to, from)| level.run(Turn { to, from, height, width }));
 }
 
 struct Turn<'a> {
@@ -108,64 +115,51 @@ fn products(
     if n_out == 0 {
         return;
     }
-    // Once, since what is packed is tiled for the level that will read it.
+    // Once, so that what is packed is tiled for the level that will read it.
     let level = Level::current();
     let rows = y.len() / n_out;
-    let bands = rows.div_ceil(BAND);
-    let all = groups.starts.len() - 1;
-    let (cols, packed) = (tiles::cols(n_in, inner), tiles::len(n_in, inner, BAND).max(1));
-    let pack = |x: &mut [f32], from: &[f32], rows: usize| {
-        level.run(Pack { to: x, from, n_in, rows, inner, width });
-    };
-    let from = |band: usize, rows: usize| &x[band * BAND * n_in..][..rows * n_in];
-    if bands >= TASKS {
-        y.par_chunks_mut(BAND * n_out).enumerate().for_each(|(band, y)| {
-            scratch(packed, |x| {
-                let rows = y.len() / n_out;
-                pack(x, from(band, rows), rows);
-                let y = MatMut::row_major(y, rows, n_out);
-                level.run(Products { groups, panels, inner, width, range: 0..all, cols, x, y, accumulate });
-            });
-        });
-        return;
+    let (x, y) = (MatRef::row_major(x, rows, n_in), MatMut::row_major(y, rows, n_out));
+    let uses = groups.inputs.len() * inner / n_in.max(1);
+    let few = if width >= 2 * level.lanes() { rows <= MANY_ROWS } else { rows <= FEW_ROWS && uses < OFTEN };
+    let direct = few && inner.is_multiple_of(Direct::LEAST);
+    let band = if direct || rows > MANY_ROWS { BAND } else { LOW_BAND };
+    let most = TASKS.div_ceil(rows.div_ceil(band).max(1));
+    let parts = if direct { most } else { (uses / WORTH).clamp(1, most) };
+    let mut tasks = Vec::new();
+    let mut below = y;
+    for first in (0..rows).step_by(band) {
+        let (mut right, rest) = below.split_rows(band.min(rows - first));
+        below = rest;
+        let x = x.rows_at(first, right.rows());
+        for range in groups.parts(parts) {
+            let (y, rest) = right.split_cols(range.len() * width);
+            right = rest;
+            tasks.push((x, range, y));
+        }
     }
-    // Fewer bands are cut by outputs as well.
-    let by_outputs = || {
-        scratch(bands * packed, |x| {
-            x.par_chunks_mut(packed).enumerate().for_each(|(band, x)| {
-                let rows = BAND.min(rows - band * BAND);
-                pack(x, from(band, rows), rows);
-            });
-            let mut tasks = Vec::new();
-            let mut below = MatMut::row_major(y, rows, n_out);
-            for (band, x) in x.chunks_exact(packed).enumerate() {
-                let (mut right, rest) = below.split_rows(BAND.min(rows - band * BAND));
-                below = rest;
-                for range in groups.parts(TASKS.div_ceil(bands)) {
-                    let (left, rest) = right.split_cols(range.len() * width);
-                    tasks.push((x, range, left));
-                    right = rest;
-                }
-            }
-            tasks.into_par_iter().for_each(|(x, range, y)| {
-                level.run(Products { groups, panels, inner, width, range, cols, x, y, accumulate });
-            });
-        })
-    };
-    within_pool(by_outputs);
+    share(tasks, |(x, range, y)| {
+        if direct {
+            let x = Direct::new(x, inner);
+            level.run(Products { groups, panels, inner, width, range, x, y, accumulate });
+            return;
+        }
+        scratch(tiles::len(n_in, inner, band), |to| {
+            level.run(Pack { to, from: x, inner, width });
+            let x = Packed::new(to, n_in, inner);
+            level.run(Products { groups, panels, inner, width, range, x, y, accumulate });
+        });
+    });
 }
 
 /// `y[:, group] (+)= Σ x[:, input block] · panel` over the blocks of every group of a range, for the rows of a
 /// band.
-struct Products<'a> {
+struct Products<'a, S> {
     groups: &'a Order,
     panels: &'a [f32],
     inner: usize,
     width: usize,
     range: Range<usize>,
-    /// Packed, with so many columns.
-    cols: usize,
-    x: &'a [f32],
+    x: S,
     /// The outputs of the range.
     y: MatMut<'a>,
     accumulate: bool,
@@ -198,32 +192,33 @@ pub(super) fn store<I: Isa, const TAIL: bool>(isa: I, to: &mut [f32], v: I::V) {
     if TAIL { isa.store_partial(to, v) } else { isa.store(to, v) }
 }
 
-impl Vectorize for Products<'_> {
+impl<S: Source> Vectorize for Products<'_, S> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
-        // The tiles of `tiles::height`: 32 registers with 16 lanes, 16 or more with fewer.
+        // The heights of tiles that have been copied, and lower ones where the address of each row takes a register.
         let this = &mut self;
-        match (I::LANES == 16, this.width >= 2 * I::LANES) {
-            (true, true) => this.sweep::<I, 12, 8, 4>(isa),
-            (true, false) => this.sweep::<I, 24, 16, 8>(isa),
-            (false, true) => this.sweep::<I, 6, 4, 2>(isa),
-            (false, false) => this.sweep::<I, 12, 8, 4>(isa),
+        match (I::LANES == 16, S::COPIED, this.width >= 2 * I::LANES) {
+            (true, false, _) => this.sweep::<I, 8, 4, 4>(isa),
+            (true, true, true) => this.sweep::<I, 12, 8, 4>(isa),
+            (true, true, false) => this.sweep::<I, 24, 16, 8>(isa),
+            (false, true, false) => this.sweep::<I, 12, 8, 4>(isa),
+            (false, ..) => this.sweep::<I, 6, 4, 2>(isa),
         }
     }
 }
 
-impl Products<'_> {
-    /// All groups and rows by tiles of `R` rows, the last ones of `H` or `Q`.
+impl<S: Source> Products<'_, S> {
+    /// All groups and rows by tiles of `R` rows, the last ones of `H` or `Q`, all multiples of `Q`.
     #[inline(always)]
     fn sweep<I: Isa, const R: usize, const H: usize, const Q: usize>(&mut self, isa: I) {
         let rows = self.y.rows();
         for group in self.range.clone() {
-            for (row, height) in tiles::of(rows, R) {
+            for (row, height) in tiles::of(rows, R, Q) {
                 if height == R {
                     self.across::<I, R>(isa, group, row);
-                } else if height == H {
+                } else if height == H || H == Q {
                     self.across::<I, H>(isa, group, row);
                 } else {
                     self.across::<I, Q>(isa, group, row);
@@ -236,10 +231,10 @@ impl Products<'_> {
     #[inline(always)]
     fn across<I: Isa, const R: usize>(&mut self, isa: I, group: usize, row: usize) {
         // Squares of a power of two are most blocks there are.
-        if I::LANES == 16 && self.width == 32 && R <= 12 {
+        if I::LANES == 16 && (self.width, self.inner) == (32, 32) && R <= 12 {
             return self.tile::<I, R, 2, 32, false>(isa, 0, group, row);
         }
-        if I::LANES == 16 && self.width == 16 {
+        if I::LANES == 16 && (self.width, self.inner) == (16, 16) {
             return self.tile::<I, R, 1, 16, false>(isa, 0, group, row);
         }
         let mut at = 0;
@@ -257,7 +252,7 @@ impl Products<'_> {
     }
 
     #[inline(always)]
-    fn tile<I: Isa, const R: usize, const V: usize, const WIDTH: usize, const TAIL: bool>(
+    fn tile<I: Isa, const R: usize, const V: usize, const SIZE: usize, const TAIL: bool>(
         &mut self,
         isa: I,
         at: usize,
@@ -284,34 +279,42 @@ impl Products<'_> {
             let y = &self.y.row_mut(row + r)[first..][at..end];
             (0..V).for_each(|v| isa.prefetch(y, v * I::LANES));
         }
-        let tall = inner.div_ceil(PIECE) * R;
-        let x = &self.x[row * self.cols..];
-        // A width that is known leaves no address to compute.
-        let width = if WIDTH > 0 { WIDTH } else { width };
         for (block, input, next) in self.groups.of(group) {
-            let (x, _) = x[input * tall * PIECE..][..tall * PIECE].as_chunks::<PIECE>();
             let panel_at = |block: usize| &self.panels[block * inner * width..][..inner * width];
-            let (panel, next) = (panel_at(block), &panel_at(next)[at..]);
-            for (piece, x) in x.chunks_exact(R).enumerate() {
-                let panel = &panel[piece * PIECE * width..];
-                let next = &next[piece * PIECE * width..];
-                if let Some(panel) = panel.get(..PIECE * width) {
+            self.x.prefetch::<I, R>(isa, row, next.1);
+            let (panel, next) = (panel_at(block), &panel_at(next.0)[at..]);
+            if SIZE > 0 {
+                // A size that is known leaves few addresses to compute.
+                let x = self.x.columns::<R, SIZE>(row, input, 0);
+                let panel = &panel[..SIZE * SIZE];
+                for piece in (0..SIZE).step_by(PIECE) {
                     by_hand!(k < PIECE, {
-                        step::<I, R, V, TAIL>(
-                            isa,
-                            &mut sums,
-                            x,
-                            k,
-                            &panel[k * width..][at..end],
-                            next,
-                            k * width,
-                        );
+                        let k = piece + k;
+                        (0..V).for_each(|v| isa.prefetch(next, k * SIZE + v * I::LANES));
+                        step::<I, R, V, TAIL>(isa, &mut sums, |r| x.at(r, k), &panel[k * SIZE..][..SIZE]);
                     });
-                } else {
-                    for (k, w) in (0..PIECE).zip(panel.chunks_exact(width)) {
-                        step::<I, R, V, TAIL>(isa, &mut sums, x, k, &w[at..end], next, k * width);
-                    }
                 }
+                continue;
+            }
+            let mut k = 0;
+            while k + PIECE <= inner {
+                k = self.part::<I, R, V, PIECE, TAIL>(
+                    isa,
+                    &mut sums,
+                    (row, input, k),
+                    (panel, next),
+                    at..end,
+                );
+            }
+            // What is left of a block, by its sizes, which are mostly powers of two.
+            if k + 8 <= inner {
+                k = self.part::<I, R, V, 8, TAIL>(isa, &mut sums, (row, input, k), (panel, next), at..end);
+            }
+            if k + 4 <= inner {
+                k = self.part::<I, R, V, 4, TAIL>(isa, &mut sums, (row, input, k), (panel, next), at..end);
+            }
+            while k < inner {
+                k = self.part::<I, R, V, 1, TAIL>(isa, &mut sums, (row, input, k), (panel, next), at..end);
             }
         }
         by_hand!(r < R, {
@@ -323,26 +326,38 @@ impl Products<'_> {
             }
         });
     }
+
+    /// Adds the products of `P` columns from `k` on; returns where they end.
+    #[inline(always)]
+    fn part<I: Isa, const R: usize, const V: usize, const P: usize, const TAIL: bool>(
+        &self,
+        isa: I,
+        sums: &mut [[I::V; V]; R],
+        (row, input, k): (usize, usize, usize),
+        (panel, next): (&[f32], &[f32]),
+        outputs: Range<usize>,
+    ) -> usize {
+        let x = self.x.columns::<R, P>(row, input, k);
+        let rows = panel[k * self.width..].chunks_exact(self.width);
+        for (i, w) in (0..P).zip(rows) {
+            (0..V).for_each(|v| isa.prefetch(next, (k + i) * self.width + v * I::LANES));
+            step::<I, R, V, TAIL>(isa, sums, |r| x.at(r, i), &w[outputs.clone()]);
+        }
+        k + P
+    }
 }
 
-/// Adds the products of column `k` of a piece with a row of a panel, and asks for `ahead` in the `next` panel.
+/// Adds the products of a column, `x(r)` of row `r`, with a row of a panel.
 #[inline(always)]
 fn step<I: Isa, const R: usize, const V: usize, const TAIL: bool>(
     isa: I,
     sums: &mut [[I::V; V]; R],
-    x: &[[f32; PIECE]],
-    k: usize,
+    x: impl Fn(usize) -> f32,
     w: &[f32],
-    next: &[f32],
-    ahead: usize,
 ) {
-    let x = &x[..R];
-    for v in 0..V {
-        isa.prefetch(next, ahead + v * I::LANES);
-    }
     let w: [I::V; V] = std::array::from_fn(|v| load::<I, TAIL>(isa, &w[v * I::LANES..]));
     for r in 0..R {
-        let x = isa.splat(x[r][k]);
+        let x = isa.splat(x(r));
         for v in 0..V {
             sums[r][v] = isa.mul_add(x, w[v], sums[r][v]);
         }

@@ -53,6 +53,9 @@ fn every_height_of_a_tile_and_cut_of_the_work_meets_the_oracle() {
         let blocks = Blocks::new((br, bc), (4 * br, 3 * bc), some_positions(4, 3)).unwrap();
         meets_the_oracle(&blocks, &[2, 8, 12, 16, 17, 25, 28, 49, 101, 770]);
     }
+    // So many outputs to each input that copies of few rows are worth it, in several tasks.
+    let tall = Blocks::new((16, 16), (60 * 16, 3 * 16), some_positions(60, 3)).unwrap();
+    meets_the_oracle(&tall, &[2, 20, 33, 70]);
     let none = Blocks::new((16, 16), (32, 32), Vec::new()).unwrap();
     meets_the_oracle(&none, &[1, 20]);
     let none = Blocks::new((8, 8), (16, 0), Vec::new()).unwrap();
@@ -87,14 +90,14 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn tiles_cover_the_rows_and_few_of_theirs_are_empty() {
-    for height in [6, 12, 24] {
+    for (height, step) in [(6, 2), (8, 4), (12, 4), (24, 8)] {
         for rows in 0..200 {
             let mut end = 0;
-            for (row, tall) in tiles::of(rows, height) {
-                assert!(row == end && row < rows && tall <= height && tall % (height / 3) == 0);
+            for (row, tall) in tiles::of(rows, height, step) {
+                assert!(row == end && row < rows && tall <= height && tall % step == 0);
                 end += tall;
             }
-            assert!((rows..rows + height / 3).contains(&end), "{rows} rows by {height}: {end}");
+            assert!((rows..rows + step).contains(&end), "{rows} rows by {height}: {end}");
         }
     }
 }

@@ -275,6 +275,15 @@ impl Level {
         }
     }
 
+    /// f32 a register.
+    pub fn lanes(self) -> usize {
+        match self {
+            Self::Avx512 => 16,
+            Self::Avx2 => 8,
+            Self::Neon | Self::Scalar => 4,
+        }
+    }
+
     fn detected(self) -> bool {
         match self {
             Self::Scalar => true,

@@ -103,6 +103,26 @@ impl<'a> MatRef<'a> {
         square
     }
 
+    /// Columns `col..col + P` of each of `R` rows from `row` on; of the last row, where there are no more. Panics unless
+    /// `row` and the columns are in the view and the columns contiguous.
+    #[inline(always)]
+    pub fn strips<const R: usize, const P: usize>(self, row: usize, col: usize) -> [&'a [f32; P]; R] {
+        assert!(self.col_stride == 1 && row < self.rows && col + P <= self.cols);
+        let last = self.rows - 1;
+        std::array::from_fn(|r| {
+            let start = (row + r).min(last) * self.row_stride + col;
+            // SAFETY: the row and the columns are in the view, all of whose elements are in `data`.
+            let strip = unsafe { self.data.get_unchecked(start..start + P) };
+            strip.first_chunk().expect("as long")
+        })
+    }
+
+    /// Asks for the cache line of an element, which need not exist.
+    #[inline(always)]
+    pub fn prefetch<I: Isa>(self, isa: I, row: usize, col: usize) {
+        isa.prefetch(self.data, row * self.row_stride + col * self.col_stride);
+    }
+
     pub(super) fn as_ptr(self) -> *const f32 {
         self.data.as_ptr()
     }
