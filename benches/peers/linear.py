@@ -3,14 +3,18 @@
 `lacewing bench --peers VENV` holds this text and runs it with the VENV's Python; see README.md for the environment.
 
 Standard input, one JSON object a line: first the settings {threads, direction, warm_up, min_samples, budget_s,
-min_sample_s}, then the cases {structure, density, n_in, n_out, rows, block, mask, seed}. `mask` is null or W's stored
-places, [n_out, n_in] row-major, packed bits in hexadecimal; `block` is null or [rows, columns] of a block.
+min_sample_s}, then the cases {structure, density, n_in, n_out, rows, dense, block, mask, seed}. `dense` says which
+products are asked for: true, those by a dense W, which are the same for every structure, so that one case serves all
+that are timed next; false, those by the stored places of W. `mask` is null where `dense` is true or W has no such
+places, else these, [n_out, n_in] row-major, packed bits in hexadecimal; `block` is null or [rows, columns] of a
+block.
 
 Standard output, one JSON object a line: {"ready": versions} or {"missing": module, "reason": text} once; then for each
 case a row {peer, structure, density, n_in, n_out, rows, dtype, device, direction, ms, ms_spread, kernel} a measurement,
 {"peer", "skipped": reason} for what could not be measured or was wrong, and {"done": true}. x is [rows, n_in], y = x Wᵀ.
 """
 
+import functools
 import importlib.util
 import json
 import math
@@ -37,48 +41,44 @@ def say(**fields):
 
 
 class Case:
-    """Weights, input and output gradient of one case."""
+    """Weight, input and output gradient of one case."""
 
     def __init__(self, np, fields, training):
         self.np, self.fields, self.training = np, fields, training
         n_in, n_out, rows = (fields[key] for key in ("n_in", "n_out", "rows"))
         random = np.random.default_rng(fields["seed"])
         draw = lambda *shape: random.uniform(-1.0, 1.0, shape).astype(np.float32)
-        self.x, self.dy, self.dense = draw(rows, n_in), draw(rows, n_out), draw(n_out, n_in)
-        self.block, self.sparse = fields["block"], None
-        if fields["mask"] is not None:
+        self.x, self.dy, self.w = draw(rows, n_in), draw(rows, n_out), draw(n_out, n_in)
+        self.block, self.mask = fields["block"], None
+        if not fields["dense"]:
             bits = np.unpackbits(np.frombuffer(bytes.fromhex(fields["mask"]), np.uint8), count=n_in * n_out)
             self.mask = bits.reshape(n_out, n_in).astype(bool)
-            self.sparse = self.dense * self.mask
-        self.known = {}
+            self.w *= self.mask
 
-    def expected(self, which):
+    @functools.cached_property
+    def expected(self):
         """[(values, sums of absolute products, operations)] of y, and of dx and dW for a training step, in f64."""
-        if which not in self.known:
-            np = self.np
-            w = (self.dense if which == "dense" else self.sparse).astype(np.float64)
-            x, dy = self.x.astype(np.float64), self.dy.astype(np.float64)
-            few = self.few()
-            pairs = [(x[few], w.T)]
-            if self.training:
-                pairs += [(dy[few], w), (dy.T, x)]
-            self.known[which] = [(a @ b, abs(a) @ abs(b), a.shape[1]) for a, b in pairs]
-        return self.known[which]
+        w, x, dy = (a.astype(self.np.float64) for a in (self.w, self.x, self.dy))
+        few = self.few()
+        pairs = [(x[few], w.T)]
+        if self.training:
+            pairs += [(dy[few], w), (dy.T, x)]
+        return [(a @ b, abs(a) @ abs(b), a.shape[1]) for a, b in pairs]
 
     def few(self):
         """The rows that are checked: evenly spaced, the last among them."""
         rows = self.fields["rows"]
         return self.np.arange(rows - 1, -1, -math.ceil(rows / CHECKED_ROWS))
 
-    def mistake(self, which, found):
+    def mistake(self, found):
         """What is wrong with `found`, (y,) or (y, dx, dW), or None: each value within γ of the f64 product."""
         np = self.np
         names = ("y", "dx", "dW")
-        for name, got, (values, sums, k) in zip(names, found, self.expected(which)):
+        for name, got, (values, sums, k) in zip(names, found, self.expected):
             got = np.asarray(got, np.float64)
             if name != "dW":
                 got = got[self.few()]
-            elif which != "dense":
+            elif self.mask is not None:
                 # Only stored weights have a gradient.
                 got, values = got * self.mask, values * self.mask
             ku = (k + 4) * UNIT
@@ -86,7 +86,7 @@ class Case:
             if got.shape != values.shape or wrong.any():
                 at = tuple(int(i) for i in np.argwhere(wrong)[0])
                 return f"wrong: {name}{list(at)} is {got[at]}, not {values[at]}"
-        if len(found) != len(self.expected(which)):
+        if len(found) != len(self.expected):
             return "wrong: no gradients"
         return None
 
@@ -103,11 +103,11 @@ def forward_only(case):
         raise Forward
 
 
-# A peer takes a case and gives None where it has nothing for it, else ("dense" or "sparse", pass, result): `pass()`
-# computes once, `result()` gives (y,), or (y, dx, dW) in a training step.
+# A peer takes a case and gives None where it has nothing for it, else (pass, result): `pass()` computes once,
+# `result()` gives (y,), or (y, dx, dW) in a training step.
 
 
-def torch_layer(case, which, w, linear, columns=False):
+def torch_layer(case, w, linear, columns=False):
     """A pass through `linear(x, w)`, in a training step with both gradients; with `columns` x is [n_in, rows]."""
     import torch
 
@@ -122,7 +122,7 @@ def torch_layer(case, which, w, linear, columns=False):
             with mode():
                 return linear(x, w)
 
-        return which, forward, lambda: (turn(forward().numpy()),)
+        return forward, lambda: (turn(forward().numpy()),)
     x, w = x.requires_grad_(), w.detach().requires_grad_()
     dy = torch.from_numpy(turn(case.dy))
 
@@ -137,7 +137,7 @@ def torch_layer(case, which, w, linear, columns=False):
         dw = w.grad if w.grad.layout == torch.strided else w.grad.to_dense()
         return turn(y.detach().numpy()), turn(x.grad.numpy()), dw.numpy()
 
-    return which, step, result
+    return step, result
 
 
 def columns(x, w):
@@ -147,7 +147,7 @@ def columns(x, w):
 def torch_dense(np, case, threads):
     import torch
 
-    return torch_layer(case, "dense", torch.from_numpy(case.dense), torch.nn.functional.linear)
+    return torch_layer(case, torch.from_numpy(case.w), torch.nn.functional.linear)
 
 
 def torch_packed(np, case, threads):
@@ -155,62 +155,56 @@ def torch_packed(np, case, threads):
     import torch
 
     forward_only(case)
-    w = torch.ops.mkldnn._reorder_linear_weight(torch.from_numpy(case.dense), case.fields["rows"])
-    return torch_layer(case, "dense", w, lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
+    w = torch.ops.mkldnn._reorder_linear_weight(torch.from_numpy(case.w), case.fields["rows"])
+    return torch_layer(case, w, lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
 
 
 def torch_csr(np, case, threads):
     import torch
 
-    if case.sparse is None:
-        return None
-    w = torch.from_numpy(case.sparse).to_sparse_csr()
-    return torch_layer(case, "sparse", w, torch.nn.functional.linear)
+    w = torch.from_numpy(case.w).to_sparse_csr()
+    return torch_layer(case, w, torch.nn.functional.linear)
 
 
 def torch_csr_columns(np, case, threads):
     """What the library's product takes without a copy."""
     import torch
 
-    if case.sparse is None:
-        return None
-    return torch_layer(case, "sparse", torch.from_numpy(case.sparse).to_sparse_csr(), columns, columns=True)
+    return torch_layer(case, torch.from_numpy(case.w).to_sparse_csr(), columns, columns=True)
 
 
 def bsr(case):
     import torch
 
-    if case.sparse is None or case.block is None or min(case.block) == 1:
+    if case.block is None or min(case.block) == 1:
         return None
-    return torch.from_numpy(case.sparse).to_sparse_bsr(tuple(case.block))
+    return torch.from_numpy(case.w).to_sparse_bsr(tuple(case.block))
 
 
 def torch_bsr(np, case, threads):
     import torch
 
     w = bsr(case)
-    return None if w is None else torch_layer(case, "sparse", w, torch.nn.functional.linear)
+    return None if w is None else torch_layer(case, w, torch.nn.functional.linear)
 
 
 def torch_bsr_columns(np, case, threads):
     w = bsr(case)
-    return None if w is None else torch_layer(case, "sparse", w, columns, columns=True)
+    return None if w is None else torch_layer(case, w, columns, columns=True)
 
 
 def numpy_dense(np, case, threads):
     forward_only(case)
-    forward = lambda: case.x @ case.dense.T
-    return "dense", forward, lambda: (forward(),)
+    forward = lambda: case.x @ case.w.T
+    return forward, lambda: (forward(),)
 
 
 def scipy_csr(np, case, threads):
     from scipy import sparse
 
-    if case.sparse is None:
-        return None
     forward_only(case)
-    w, x = sparse.csr_matrix(case.sparse), np.ascontiguousarray(case.x.T)
-    return "sparse", lambda: w @ x, lambda: ((w @ x).T,)
+    w, x = sparse.csr_matrix(case.w), np.ascontiguousarray(case.x.T)
+    return lambda: w @ x, lambda: ((w @ x).T,)
 
 
 def onnx_model(case):
@@ -220,7 +214,7 @@ def onnx_model(case):
 
     rows, n_in, n_out = (case.fields[key] for key in ("rows", "n_in", "n_out"))
     value = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-    w = numpy_helper.from_array(case.np.ascontiguousarray(case.dense.T), "w")
+    w = numpy_helper.from_array(case.np.ascontiguousarray(case.w.T), "w")
     product = helper.make_node("MatMul", ["x", "w"], ["y"])
     graph = helper.make_graph([product], "linear", [value("x", [rows, n_in])], [value("y", [rows, n_out])], [w])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
@@ -236,7 +230,7 @@ def onnxruntime_dense(np, case, threads):
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     session = onnxruntime.InferenceSession(onnx_model(case), options, providers=["CPUExecutionProvider"])
     forward = lambda: session.run(None, {"x": case.x})[0]
-    return "dense", forward, lambda: (forward(),)
+    return forward, lambda: (forward(),)
 
 
 def openvino_dense(np, case, threads):
@@ -246,7 +240,7 @@ def openvino_dense(np, case, threads):
     forward_only(case)
     rows, n_in = case.fields["rows"], case.fields["n_in"]
     x = ops.parameter([rows, n_in], np.float32, "x")
-    y = ops.matmul(x, ops.constant(case.dense), False, True)
+    y = ops.matmul(x, ops.constant(case.w), False, True)
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
@@ -261,16 +255,20 @@ def openvino_dense(np, case, threads):
         request.infer()
         return request.get_output_tensor().data.copy()
 
-    return "dense", lambda: request.infer(), lambda: (forward(),)
+    return lambda: request.infer(), lambda: (forward(),)
 
 
-#: (library, modules it needs, how it is called, function)
-PEERS = [
+#: Products by a dense weight: (library, modules it needs, how it is called, function).
+DENSE = [
     ("torch", ["torch"], "F.linear", torch_dense),
     ("torch", ["torch"], "oneDNN packed", torch_packed),
     ("numpy", ["numpy"], "x @ W.T", numpy_dense),
     ("onnxruntime", ["onnxruntime", "onnx"], "MatMul", onnxruntime_dense),
     ("openvino", ["openvino"], "MatMul", openvino_dense),
+]
+
+#: Products by stored places, in the same form.
+SPARSE = [
     ("torch", ["torch"], "CSR F.linear", torch_csr),
     ("torch", ["torch"], "CSR, [n_in, rows]", torch_csr_columns),
     ("torch", ["torch"], "BSR F.linear", torch_bsr),
@@ -300,16 +298,18 @@ def timed(forward, settings, np):
 
 
 def run(np, settings, versions, fields):
+    if not fields["dense"] and fields["mask"] is None:
+        return
     case = Case(np, fields, settings["direction"] != "forward")
-    for library, _, kernel, peer in PEERS:
+    for library, _, kernel, peer in DENSE if fields["dense"] else SPARSE:
         if library not in versions:
             continue
         name = f"{library} {versions[library]}"
         try:
             if (found := peer(np, case, settings["threads"])) is None:
                 continue
-            which, forward, result = found
-            if mistake := case.mistake(which, result()):
+            forward, result = found
+            if mistake := case.mistake(result()):
                 say(peer=name, skipped=f"{kernel}: {mistake}")
                 continue
             ms, spread = timed(forward, settings, np)
@@ -318,12 +318,9 @@ def run(np, settings, versions, fields):
             lines = str(error).strip().splitlines() or [type(error).__name__]
             say(peer=name, skipped=f"{kernel}: {lines[0][:160]}")
             continue
-        kind = {"structure": "dense", "density": 1.0}
-        if which != "dense":
-            kind = {key: fields[key] for key in ("structure", "density")}
-        shape = {key: fields[key] for key in ("n_in", "n_out", "rows")}
-        say(peer=name, **kind, **shape, dtype="f32", device="cpu", direction=settings["direction"], ms=ms,
-            ms_spread=spread, kernel=kernel)
+        which = {key: fields[key] for key in ("structure", "density", "n_in", "n_out", "rows")}
+        say(peer=name, **which, dtype="f32", device="cpu", direction=settings["direction"], ms=ms, ms_spread=spread,
+            kernel=kernel)
     time.sleep(SETTLE_S)
 
 
@@ -341,7 +338,7 @@ def main():
     warnings.filterwarnings("ignore")
     torch.set_num_threads(settings["threads"])
     versions, skipped = {}, {}
-    for library, modules, *_ in PEERS:
+    for library, modules, *_ in DENSE + SPARSE:
         try:
             for module in modules:
                 if importlib.util.find_spec(module) is None:

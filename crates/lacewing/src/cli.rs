@@ -150,14 +150,15 @@ pub(crate) struct BenchArgs {
     /// One JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
-    /// Write the rows to a CSV file as well, below a line on the machine
+    /// Write the rows to a CSV file as well, below a line on the machine: as they come, so that a run that is interrupted
+    /// keeps its finished cases
     #[arg(long, value_name = "FILE")]
     pub(crate) csv: Option<PathBuf>,
     /// Plot speed-up over density for each shape, as INxOUT.svg in this folder
     #[arg(long, value_name = "DIR")]
     pub(crate) svg: Option<PathBuf>,
     /// Measure other libraries beside each case, by the Python of this environment (default: the python3 of the PATH), and
-    /// compare with the best dense product of all
+    /// compare with the best dense product of all; those of others are measured once for each shape and number of rows
     #[arg(long, value_name = "VENV")]
     pub(crate) peers: Option<Option<PathBuf>>,
     /// Measure a whole model against its dense twin: a model's name or config, a run's folder, or a recipe

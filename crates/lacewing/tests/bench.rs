@@ -1,6 +1,9 @@
 //! `lacewing bench` as a user runs it: what a row holds, and that mistakes end it before anything is measured. Speeds
 //! are the machine's and not asserted.
 
+#[cfg(unix)]
+mod peers;
+
 use serde_json::{Value, json};
 use std::fs;
 use std::process::{Command, Output};
@@ -94,113 +97,11 @@ fn a_file_holds_the_rows_of_the_report() {
     let file = fs::read_to_string(&path).expect("a file");
     let lines: Vec<&str> = file.lines().collect();
     assert!(lines[0].starts_with("# ") && lines[0].contains("threads"), "{file}");
+    assert!(!lines[0].contains("unfinished"), "{file}");
     assert_eq!(lines[1], COLUMNS.join(","));
     let cell = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let expected = rows.iter().map(|row| COLUMNS.map(|key| cell(&row[key])).join(","));
     assert_eq!(lines[2..], expected.collect::<Vec<_>>());
-}
-
-/// A folder with a `bin/python` that is a shell script.
-#[cfg(unix)]
-fn environment(script: &str) -> tempfile::TempDir {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let (bin, python) = (folder.path().join("bin"), folder.path().join("bin/python"));
-    fs::create_dir(bin).expect("a writable folder");
-    fs::write(&python, format!("#!/bin/sh\n{script}")).expect("a writable folder");
-    fs::set_permissions(&python, fs::Permissions::from_mode(0o700)).expect("a file of ours");
-    folder
-}
-
-#[cfg(unix)]
-#[test]
-fn the_best_dense_product_of_all_libraries_is_compared_with() {
-    let script = r#"read settings
-        echo '{"ready": {"fake": "1"}}'
-        echo '{"peer": "scipy", "skipped": "scipy is not installed"}'
-        echo '{"done": true}'
-        while read case; do
-            echo '{"peer": "fake 1", "structure": "dense", "kernel": "slow", "ms": 1e9, "ms_spread": 0.5}'
-            echo '{"peer": "fake 1", "structure": "dense", "kernel": "fast", "ms": 1e-9, "ms_spread": 0.0}'
-            echo '{"peer": "fake 1", "structure": "block_sparse", "kernel": "sparse", "ms": 2e-9, "ms_spread": 0.0}'
-            echo '{"peer": "fake 1", "skipped": "no such product"}'
-            echo '{"done": true}'
-        done
-    "#;
-    let venv = environment(script);
-    let peers = ["--peers", venv.path().to_str().expect("text")];
-    let report = measured(&[&SMALL[..], &peers].concat());
-    let rows = report["rows"].as_array().expect("a list");
-    let of = |row: &Value| json!(["structure", "peer", "kernel"].map(|key| row[key].clone()));
-    assert_eq!(rows.len(), 2 * 5);
-    for (own, rows) in ["block_sparse", "monarch"].iter().zip(rows.chunks(5)) {
-        for row in rows {
-            let keys: Vec<&str> = row.as_object().expect("a map").keys().map(String::as_str).collect();
-            assert_eq!(keys, [&COLUMNS[..], &["peer", "dense_by"]].concat());
-            assert_eq!(json!([row["dense_ms"], row["dense_by"]]), json!([1e-9, "fake 1 fast"]));
-            let number = |key: &str| row[key].as_f64().expect("a number");
-            assert_eq!(number("speedup"), 1e-9 / number("ms"));
-        }
-        assert_eq!(json!([rows[0]["structure"], rows[0]["peer"]]), json!([own, "lacewing"]));
-        assert_eq!(of(&rows[1]), json!(["dense", "lacewing", "dense"]));
-        assert_eq!(of(&rows[2]), json!(["dense", "fake 1", "slow"]));
-        assert_eq!(of(&rows[4]), json!([own, "fake 1", "sparse"]));
-        assert_eq!(json!([rows[2]["density"], rows[4]["density"]]), json!([1.0, rows[0]["density"]]));
-    }
-    let skipped = json!([
-        {"peer": "scipy", "reason": "scipy is not installed"}, {"peer": "fake 1", "reason": "no such product"},
-    ]);
-    assert_eq!(report["skipped"], skipped);
-    let break_even = report["break_even"].as_array().expect("a list");
-    assert!(break_even.len() == 2 && break_even.iter().all(|row| row["density"].is_null()), "{report}");
-}
-
-#[cfg(unix)]
-#[test]
-fn environments_that_cannot_measure_are_errors() {
-    let ready = r#"read settings; echo '{"ready": {}}'"#;
-    let missing = r#"read settings; echo '{"missing": "torch", "reason": "No module named torch"}'"#;
-    let install = "python3 -m venv .venv && .venv/bin/pip install numpy torch";
-    for (script, parts) in [
-        (missing.to_owned(), &["bin/python", "no `torch`", "No module named torch", install][..]),
-        ("exit 3".to_owned(), &["bin/python", "exit status: 3"]),
-        (format!("{ready}; echo '{{\"done\": true}}'; read case; exit 4"), &["bin/python", "exit status: 4"]),
-        (format!("{ready}; echo hello"), &["bin/python", "`hello`"]),
-        (
-            format!("{ready}; echo '{{\"peer\": \"x\", \"kernel\": \"y\", \"ms\": -1}}'"),
-            &["bin/python", "-1"],
-        ),
-    ] {
-        let venv = environment(&script);
-        let output = bench(&[&SMALL[..], &["--peers", venv.path().to_str().expect("text")]].concat());
-        let error = String::from_utf8(output.stderr).expect("text");
-        assert_eq!(output.status.code(), Some(1), "{script}: {error}");
-        assert!(error.starts_with("error: --peers: "), "{script}: {error}");
-        assert!(parts.iter().all(|part| error.contains(part)), "{script}: {error}");
-    }
-}
-
-/// `LACEWING_TEST_PEERS=VENV` names an environment as `benches/peers/README.md` makes it.
-#[test]
-fn other_libraries_are_measured_where_there_are_any() {
-    let Ok(venv) = std::env::var("LACEWING_TEST_PEERS") else {
-        eprintln!("skipped: LACEWING_TEST_PEERS names no environment");
-        return;
-    };
-    for backward in [&[][..], &["--backward"]] {
-        let report = measured(&[&SMALL[..], &["--peers", &venv], backward].concat());
-        let rows = report["rows"].as_array().expect("a list");
-        let torch = |kernel: &str, structure: &str| {
-            let is = |row: &&Value| row["kernel"] == kernel && row["structure"] == structure;
-            rows.iter()
-                .filter(is)
-                .filter(|row| row["peer"].as_str().expect("text").starts_with("torch"))
-                .count()
-        };
-        assert_eq!((torch("F.linear", "dense"), torch("CSR F.linear", "block_sparse")), (2, 1), "{report}");
-        let skipped = report["skipped"].as_array().expect("a list");
-        assert!(skipped.iter().all(|one| !one["reason"].to_string().contains("wrong")), "{report}");
-    }
 }
 
 const MODEL_COLUMNS: [&str; 17] = [

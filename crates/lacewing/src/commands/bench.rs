@@ -3,6 +3,7 @@
 
 mod cases;
 mod check;
+mod csv;
 mod error;
 mod gradient;
 mod machine;
@@ -15,8 +16,9 @@ mod report;
 
 use super::{CommandResult, print};
 use crate::cli::BenchArgs;
-use cases::{Plan, ShapeCases};
+use cases::{Case, Plan, ShapeCases};
 use check::{Mistake, Oracle, thinned};
+use csv::CsvFile;
 use error::BenchError;
 use indicatif::{ProgressBar, ProgressStyle};
 use lacewing_core::Rng;
@@ -44,7 +46,7 @@ pub(super) fn run(args: BenchArgs) -> CommandResult {
 /// Measures single layers.
 fn layers(args: &BenchArgs, device: &Device, direction: Direction) -> CommandResult {
     let plan = Plan::new(args)?;
-    let csv = args.csv.as_deref().map(|path| Output::create("--csv", path)).transpose()?;
+    let mut csv = args.csv.as_deref().map(CsvFile::create).transpose()?;
     let mut plots = Vec::new();
     if let Some(folder) = &args.svg {
         for shape in &plan.shapes {
@@ -56,17 +58,25 @@ fn layers(args: &BenchArgs, device: &Device, direction: Direction) -> CommandRes
     plan.left_out.iter().for_each(|line| eprintln!("{line}"));
     let bar = ProgressBar::new(plan.n_rows() as u64);
     bar.set_style(ProgressStyle::with_template("{pos}/{len} {msg}  {elapsed}").expect("a valid template"));
-    let mut bench = Bench { device, direction, n_rows: &plan.rows, peers };
+    let mut bench = Bench { device, direction, n_rows: &plan.rows, peers, bar: bar.clone() };
     let (mut limits, mut measured, mut mistakes) = (Limits::measure(), Vec::new(), Vec::new());
     for shape in plan.shapes {
-        bar.set_message(format!("{}x{}", shape.size.0, shape.size.1));
+        let before = measured.len();
         bench.shape(shape, &mut |row| {
             bar.inc(1);
             match row {
-                Ok(row) => measured.push(row),
+                Ok(row) => {
+                    if let Some(csv) = &mut csv {
+                        csv.add(&limits, &row.fields(&limits, device, direction))?;
+                    }
+                    measured.push(row);
+                }
                 Err(mistake) => mistakes.push(mistake),
             }
+            Ok(())
         })?;
+        // They came by numbers of rows, and are read by structures.
+        measured[before..].sort_by_key(|row| row.case);
         // What else runs on the machine comes and goes: a limit is what it did at its best.
         limits = limits.or_better(Limits::measure());
     }
@@ -75,7 +85,7 @@ fn layers(args: &BenchArgs, device: &Device, direction: Direction) -> CommandRes
     let report = Report::new(limits, device, direction, &measured, skipped);
     print(&if args.json { format!("{:#}\n", report.to_json()) } else { report.to_string() })?;
     if let Some(csv) = csv {
-        csv.write(&report.to_csv())?;
+        report.write_csv(csv)?;
     }
     for (size, plot) in plots {
         plot.write(&report.to_svg(size))?;
@@ -109,37 +119,64 @@ struct Bench<'a> {
     direction: Direction,
     n_rows: &'a [usize],
     peers: Option<Peers>,
+    bar: ProgressBar,
+}
+
+/// A structure that may be timed.
+struct Checked {
+    label: String,
+    layer: Layer,
+    /// For each number of rows whether its results are right.
+    right: Vec<bool>,
+}
+
+/// Inputs of one number of rows.
+struct Inputs {
+    x: Vec<f32>,
+    dy: Vec<f32>,
+    /// `x` and `dy` where the layers are.
+    input: Tensor,
+    seed: Tensor,
+    /// Where they were drawn from, for which of them are checked.
+    rng: Rng,
 }
 
 /// Takes each row as it comes, or why there is none.
-type Sink<'a> = dyn FnMut(Result<Measured, BenchError>) + 'a;
+type Sink<'a> = dyn FnMut(Result<Measured, BenchError>) -> Result<(), BenchError> + 'a;
 
 impl Bench<'_> {
-    /// Every structure of a shape at every number of rows.
+    /// Every structure of a shape at every number of rows. All are checked first; then those of one number of rows are
+    /// timed one after another, directly after the other libraries' dense products that they are compared with.
     fn shape(&mut self, shape: ShapeCases, sink: &mut Sink<'_>) -> Result<(), Box<dyn Error>> {
         let dense = Layer::new(self.device, shape.dense)?;
         let (n_in, n_out) = shape.size;
+        let mut cases = Vec::new();
         for case in shape.cases {
-            let layer = Layer::new(self.device, case.structure)?;
-            let oracle = Oracle::new(&layer)?;
-            for &rows in self.n_rows {
-                let mut rng = Rng::new(SEED).fork("bench");
-                let (x, dy) = (draw(rows * n_in, &mut rng), draw(rows * n_out, &mut rng));
-                let input = Tensor::from_f32(self.device, &x, &[rows, n_in])?;
-                let seed = Tensor::from_f32(self.device, &dy, &[rows, n_out])?;
-                if let Some(mistake) = self.mistake(&layer, &oracle, &x, &dy, &mut rng)? {
-                    let structure = case.label.clone();
-                    sink(Err(BenchError::Wrong { structure, n_in, n_out, rows, mistake }));
-                    continue;
+            self.bar.set_message(format!("{n_in}x{n_out}, checking {}", case.label));
+            cases.push(self.checked(case, sink)?);
+        }
+        for (at, &rows) in self.n_rows.iter().enumerate() {
+            self.bar.set_message(format!("{n_in}x{n_out}, rows: {rows}"));
+            let Inputs { input, seed, .. } = self.inputs(shape.size, rows)?;
+            let mut dense_peers = None;
+            for (place, Checked { label, layer, .. }) in
+                cases.iter().enumerate().filter(|(_, case)| case.right[at])
+            {
+                if let (Some(peers), None) = (&mut self.peers, &dense_peers) {
+                    dense_peers = Some(peers.dense(shape.size, rows)?);
                 }
                 let pass = |layer: &Layer| layer.pass(self.direction, &input, &seed).map(drop);
-                let times = compare(self.device, [&|| pass(&dense), &|| pass(&layer)])?;
+                let times = compare(self.device, [&|| pass(&dense), &|| pass(layer)])?;
                 let structure = layer.structure();
                 let [work, dense_work] =
                     [structure, dense.structure()].map(|s| Work::of(s, rows, self.direction));
-                let peers = self.peers.as_mut().map(|peers| peers.measure(&case.label, structure, rows));
+                let mut peers = dense_peers.clone();
+                if let (Some(all), Some(libraries)) = (&mut peers, &mut self.peers) {
+                    all.extend(libraries.sparse(label, structure, rows)?);
+                }
                 sink(Ok(Measured {
-                    label: case.label.clone(),
+                    case: place,
+                    label: label.clone(),
                     config: structure.config(),
                     density: structure.density(),
                     n_in,
@@ -150,11 +187,37 @@ impl Bench<'_> {
                     times,
                     work,
                     dense_work,
-                    peers: peers.transpose()?,
-                }));
+                    peers,
+                }))?;
             }
         }
         Ok(())
+    }
+
+    /// The layer of `case`, checked at every number of rows: the definition's weight, which takes long to make and is
+    /// large, is needed for nothing else.
+    fn checked(&self, case: Case, sink: &mut Sink<'_>) -> Result<Checked, Box<dyn Error>> {
+        let layer = Layer::new(self.device, case.structure)?;
+        let (oracle, mut right) = (Oracle::new(&layer)?, Vec::new());
+        let (n_in, n_out) = (layer.structure().n_in(), layer.structure().n_out());
+        for &rows in self.n_rows {
+            let mistake = self.mistake(&layer, &oracle, self.inputs((n_in, n_out), rows)?)?;
+            right.push(mistake.is_none());
+            if let Some(mistake) = mistake {
+                let structure = case.label.clone();
+                sink(Err(BenchError::Wrong { structure, n_in, n_out, rows, mistake }))?;
+            }
+        }
+        Ok(Checked { label: case.label, layer, right })
+    }
+
+    /// The same whenever they are drawn.
+    fn inputs(&self, (n_in, n_out): (usize, usize), rows: usize) -> Result<Inputs, Box<dyn Error>> {
+        let mut rng = Rng::new(SEED).fork("bench");
+        let (x, dy) = (draw(rows * n_in, &mut rng), draw(rows * n_out, &mut rng));
+        let input = Tensor::from_f32(self.device, &x, &[rows, n_in])?;
+        let seed = Tensor::from_f32(self.device, &dy, &[rows, n_out])?;
+        Ok(Inputs { x, dy, input, seed, rng })
     }
 
     /// What is wrong with the outputs of `layer`, or with its gradients where they are measured.
@@ -162,19 +225,14 @@ impl Bench<'_> {
         &self,
         layer: &Layer,
         oracle: &Oracle,
-        x: &[f32],
-        dy: &[f32],
-        rng: &mut Rng,
+        Inputs { x, dy, input, seed, mut rng }: Inputs,
     ) -> Result<Option<Mistake>, Box<dyn Error>> {
-        let (n_in, n_out) = (layer.structure().n_in(), layer.structure().n_out());
-        let rows = x.len() / n_in;
-        let input = Tensor::from_f32(self.device, x, &[rows, n_in])?;
-        let dy = thinned(dy, n_out);
-        let seed = Tensor::from_f32(self.device, &dy, &[rows, n_out])?;
+        let dy = thinned(&dy, layer.structure().n_out());
+        let seed = Tensor::from_f32(self.device, &dy, seed.shape())?;
         let y = layer.pass(self.direction, &input, &seed)?.to_f32()?;
-        let mut found = oracle.check(layer, x, &y, rng);
+        let mut found = oracle.check(layer, &x, &y, &mut rng);
         if self.direction == Direction::Training && found.is_ok() {
-            found = oracle.check_gradients(layer, x, &dy, &layer.gradients(&input, &seed)?);
+            found = oracle.check_gradients(layer, &x, &dy, &layer.gradients(&input, &seed)?);
         }
         Ok(found.err())
     }

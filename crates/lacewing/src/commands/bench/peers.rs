@@ -1,6 +1,7 @@
 //! Other libraries beside ours: a Python program of an environment that the user names, asked case by case.
 //!
-//! It answers each case before we go on, so that its times and ours are of the same minutes of the machine.
+//! It answers each case before we go on, so that its times and ours are of the same minutes of the machine. Dense
+//! products are asked for once for all structures of a shape and number of rows, which are timed directly after.
 
 use super::SEED;
 use super::error::BenchError;
@@ -71,30 +72,50 @@ impl Peers {
                 (module.to_owned(), first["reason"].as_str().unwrap_or_default().to_owned());
             return Err(BenchError::MissingModule { python, module, reason });
         }
-        peers.rows()?;
+        peers.rows(true)?;
         Ok(peers)
     }
 
-    /// Times every library on `structure` at `rows` rows, which the report calls `label`.
-    pub(super) fn measure(
+    /// Times every library's dense products of a shape `(n_in, n_out)` at `rows` rows.
+    pub(super) fn dense(
+        &mut self,
+        (n_in, n_out): (usize, usize),
+        rows: usize,
+    ) -> Result<Vec<PeerTimes>, BenchError> {
+        self.send(&json!({
+            "structure": "dense",
+            "density": 1.0,
+            "n_in": n_in,
+            "n_out": n_out,
+            "rows": rows,
+            "dense": true,
+            "mask": null,
+            "block": null,
+            "seed": SEED,
+        }))?;
+        self.rows(true)
+    }
+
+    /// Times every library's products by the stored places of `structure`, which the report calls `label`, at `rows` rows.
+    pub(super) fn sparse(
         &mut self,
         label: &str,
         structure: &dyn Structure,
         rows: usize,
     ) -> Result<Vec<PeerTimes>, BenchError> {
         let (mask, block) = places(structure);
-        let case = json!({
+        self.send(&json!({
             "structure": label,
             "density": structure.density(),
             "n_in": structure.n_in(),
             "n_out": structure.n_out(),
             "rows": rows,
+            "dense": false,
             "mask": mask,
             "block": block,
             "seed": SEED,
-        });
-        self.send(&case)?;
-        self.rows()
+        }))?;
+        self.rows(false)
     }
 
     fn send(&mut self, line: &Value) -> Result<(), BenchError> {
@@ -104,8 +125,8 @@ impl Peers {
         sent.or_else(|_| self.answer().map(drop))
     }
 
-    /// All rows up to the end of a case.
-    fn rows(&mut self) -> Result<Vec<PeerTimes>, BenchError> {
+    /// All rows up to the end of a case that asked for dense products, or for others.
+    fn rows(&mut self, dense: bool) -> Result<Vec<PeerTimes>, BenchError> {
         let mut rows = Vec::new();
         loop {
             let answer = self.answer()?;
@@ -123,7 +144,7 @@ impl Peers {
             let row = || {
                 Some(PeerTimes {
                     peer: text("peer")?,
-                    dense: answer["structure"] == "dense",
+                    dense,
                     kernel: text("kernel")?,
                     ms: answer["ms"].as_f64().filter(|ms| *ms > 0.0)?,
                     ms_spread: answer["ms_spread"].as_f64()?,

@@ -1,5 +1,7 @@
 //! What came out: a row each, and the density from which on a structure is faster than dense.
 
+use super::csv::{CsvFile, cell};
+use super::error::BenchError;
 use super::machine::{Limits, Work};
 use super::measure::{Direction, Times};
 use super::peers::{PeerTimes, Skipped};
@@ -15,6 +17,8 @@ const OURS: &str = "lacewing";
 
 /// One structure at one shape and number of rows, timed beside a dense layer.
 pub(super) struct Measured {
+    /// Its place among the structures of its shape.
+    pub(super) case: usize,
     /// Its name or, where a config was given, the config in a line.
     pub(super) label: String,
     /// The config with every default.
@@ -32,6 +36,18 @@ pub(super) struct Measured {
     pub(super) dense_work: Work,
     /// What other libraries took, where they were asked.
     pub(super) peers: Option<Vec<PeerTimes>>,
+}
+
+impl Measured {
+    /// The columns of its rows in a file.
+    pub(super) fn fields(
+        &self,
+        limits: &Limits,
+        device: &Device,
+        direction: Direction,
+    ) -> Vec<Map<String, Value>> {
+        Row::of(limits, device, direction, self).into_iter().map(|row| row.fields).collect()
+    }
 }
 
 /// What one of the libraries did in a row.
@@ -161,11 +177,6 @@ impl Row {
     }
 }
 
-/// A value without the quotes of a text.
-fn cell(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
 /// A config whose fractions have four decimals: for people.
 fn rounded(config: &Value) -> Value {
     let mut config = config.clone();
@@ -257,9 +268,9 @@ impl Report {
         report
     }
 
-    /// A line on the machine, a header, and a line for each row.
-    pub(super) fn to_csv(&self) -> String {
-        csv(&self.limits, self.rows.iter().map(|row| &row.fields))
+    /// Writes all rows as a file.
+    pub(super) fn write_csv(&self, file: CsvFile) -> Result<(), BenchError> {
+        file.finish(&self.limits, self.rows.iter().map(|row| &row.fields))
     }
 
     /// A plot of the shape `n_in` x `n_out`.
@@ -370,26 +381,6 @@ impl fmt::Display for Report {
     }
 }
 
-/// Comma-separated values below a line on the machine; the first row has every column.
-pub(super) fn csv<'a>(limits: &Limits, rows: impl Iterator<Item = &'a Map<String, Value>>) -> String {
-    let mut text = format!("# {limits}; lacewing bench {}\n", env!("CARGO_PKG_VERSION"));
-    for (at, row) in rows.enumerate() {
-        if at == 0 {
-            text += &line(row.keys().cloned());
-        }
-        text += &line(row.values().map(cell));
-    }
-    text
-}
-
-/// A line of a file; a cell with a comma or a quote stands in quotes.
-fn line(cells: impl Iterator<Item = String>) -> String {
-    let quoted = |cell: String| {
-        if cell.contains([',', '"']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
-    };
-    cells.map(quoted).collect::<Vec<_>>().join(",") + "\n"
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -404,11 +395,5 @@ mod tests {
         assert_eq!(BreakEven::of(vec![(0.5, 1.1), (0.25, 0.9)]), BreakEven::Above(0.5));
         assert_eq!(BreakEven::of(vec![(0.5, 0.7), (0.25, 1.0)]), BreakEven::None);
         assert_eq!(BreakEven::of(Vec::new()), BreakEven::None);
-    }
-
-    #[test]
-    fn cells_with_commas_are_quoted() {
-        let cells = ["a", "sum(b, c)", "d \"e\""].map(str::to_owned);
-        assert_eq!(line(cells.into_iter()), "a,\"sum(b, c)\",\"d \"\"e\"\"\"\n");
     }
 }
