@@ -1,8 +1,8 @@
 //! Ops that structures are run with (gathers, small strided blocks, windows) against their definitions in f64 and finite
 //! differences, on every device there is. `LACEWING_TEST_CUDA=1` adds the GPU, in f32 and bf16.
 
-use lacewing_core::{Gather, Link};
-use lacewing_engine::ops::{self, GatherIndex, Window};
+use lacewing_core::{Chain, Gather, Link};
+use lacewing_engine::ops::{self, ChainPlan, GatherIndex, Window};
 use lacewing_engine::{Cx, DType, Device, Params, ParamsBuilder, Result, StepRng, Tensor, Var};
 use lacewing_testkit::{
     UNIT_BF16, UNIT_F32, assert_gradient, assert_within, gamma_of, slopes, uniform, widen,
@@ -168,4 +168,36 @@ fn windows_are_those_of_the_definition() {
         );
     }
     assert_eq!(Window { kernel: (3, 3), stride: 1, padding: 0 }.places((2, 9)), None);
+}
+
+#[test]
+fn packed_weights_of_a_chain_are_those_of_now() {
+    let links = vec![Link::blocks(0, 2, 16, 16), Link::blocks(1, 2, 16, 16)];
+    let chain = Chain { n_in: 32, n_in_ext: 32, n_out_ext: 32, n_out: 32, links };
+    let plan = Arc::new(ChainPlan::new(&chain).unwrap());
+    let tensor = |seed, shape: &[usize]| {
+        Tensor::from_f32(&Device::Cpu, &uniform(seed, shape.iter().product()), shape).unwrap()
+    };
+    let weights = [tensor(1, &[512]), tensor(2, &[512])];
+    let place = places().swap_remove(0);
+    // Few rows are packed when the weights come again, many at once.
+    for rows in [2, 70] {
+        let x = tensor(3, &[rows, 32]);
+        for _ in 0..3 {
+            for again in 0..3 {
+                let cx = Cx::evaluation(place.params.clone());
+                let vars = weights.each_ref().map(|w| cx.leaf(w.clone()));
+                let y = ops::chain(&cx, &cx.leaf(x.clone()), &vars, &plan).unwrap();
+                let w: Vec<Vec<f32>> = weights.iter().map(|w| w.to_f32().unwrap()).collect();
+                let w: Vec<&[f32]> = w.iter().map(Vec::as_slice).collect();
+                let mut want = vec![0.0; rows * 32];
+                lacewing_cpu::chain::Plan::new(&chain)
+                    .unwrap()
+                    .forward(&w, &x.to_f32().unwrap(), &mut want)
+                    .unwrap();
+                assert_eq!(y.value().to_f32().unwrap(), want, "{rows} rows, time {again}");
+            }
+            weights[1].write().iter_mut().for_each(|w| *w = 0.5 - *w);
+        }
+    }
 }

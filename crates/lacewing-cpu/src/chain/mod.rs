@@ -12,12 +12,19 @@ mod weights;
 pub use plan::Plan;
 
 use crate::parallel::{TASK, elements_per_task, within_pool};
-use crate::scratch::scratch;
+use crate::scratch::{Aligned, scratch};
 use crate::simd::{Isa, Level, MAX_LANES, Vectorize};
-use plan::Factor;
 use products::Blocks;
 use rayon::prelude::*;
 use thiserror::Error;
+
+/// A chain's weights in the order that forward products read them: for products that share them.
+#[derive(Debug)]
+pub struct Packed {
+    /// At which they are read as well.
+    level: Level,
+    memory: Aligned,
+}
 
 /// An operand of the wrong length.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -38,6 +45,8 @@ const CACHE: usize = 384 * 1024;
 const TASK_MACS: usize = 1 << 20;
 /// Weights from which on each of a few tiles is shared among threads, factor by factor.
 const SHARED_WEIGHTS: usize = 256 * 1024;
+/// Of what the outputs of a task are then a multiple: whole groups of packed weights, and tiles of those that are not.
+const SHARED_OUTPUTS: usize = 48;
 /// Rows from which on weights are packed first.
 const PACKED_ROWS: usize = 64;
 /// Elements that all partial sums of weight gradients together should not exceed,
@@ -61,9 +70,9 @@ impl Tile {
     }
 
     /// For `rows` rows of a chain that needs `features` values of each at a time.
-    fn of(rows: usize, features: usize) -> Self {
-        let one = Self::new(Level::current(), 1);
-        if rows <= one.rows || 2 * MAX_LANES * features > CACHE { one } else { Self::new(one.level, 2) }
+    fn of(level: Level, rows: usize, features: usize) -> Self {
+        let one = Self::new(level, 1);
+        if rows <= one.rows || 2 * MAX_LANES * features > CACHE { one } else { Self::new(level, 2) }
     }
 
     /// Tiles of a task of `macs` multiply-adds a row.
@@ -94,30 +103,94 @@ impl Plan {
     /// [`ChainError`] naming the operand of the wrong length.
     pub fn forward(&self, weights: &[&[f32]], x: &[f32], y: &mut [f32]) -> Result<(), ChainError> {
         let rows = self.check(weights, x.len(), y.len())?;
-        if y.is_empty() {
-            return Ok(());
-        }
-        let widest = self.widths().max().unwrap_or(0) + 1;
-        if rows < PACKED_ROWS && self.macs() >= SHARED_WEIGHTS {
-            let tile = Tile::new(Level::current(), 1);
-            let tiles = x.chunks(tile.rows * self.n_in).zip(y.chunks_mut(tile.rows * self.n_out));
-            within_pool(|| tiles.for_each(|(x, y)| self.forward_shared(weights, x, y, tile, widest)));
-            return Ok(());
-        }
-        let tile = Tile::of(rows, 2 * widest);
-        let per_task = tile.per_task(self.macs()) * tile.rows;
-        let run = |blocks: &[Blocks<'_>]| {
-            let tasks = y.par_chunks_mut(per_task * self.n_out).enumerate();
-            tasks.for_each(|(task, y)| {
-                let x = rows_of(x, task * per_task, y.len() / self.n_out, self.n_in);
-                scratch(2 * widest * tile.rows, |memory| match tile.registers {
-                    1 => forward_tiles::<1>(self, blocks, x, y, tile, memory),
-                    _ => forward_tiles::<2>(self, blocks, x, y, tile, memory),
-                });
-            });
-        };
-        pooled(rows <= per_task, rows, || self.with_packed(weights, rows, tile.level, false, run));
+        let level = Level::current();
+        let one_task = self.one_task(level, rows);
+        pooled(one_task, rows, || {
+            self.with_packed(weights, rows, level, false, |blocks| self.run(blocks, level, x, y));
+        });
         Ok(())
+    }
+
+    /// Packs the weights for [`Plan::forward_packed`], into the `memory` of those packed before if given.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::forward`].
+    pub fn pack(&self, weights: &[&[f32]], memory: Option<Packed>) -> Result<Packed, ChainError> {
+        self.check(weights, 0, 0)?;
+        let level = Level::current();
+        let mut memory = memory.map_or_else(Aligned::default, |packed| packed.memory);
+        let to = memory.resize(self.packed_len(level, false));
+        within_pool(|| self.pack_into(weights, level, false, to));
+        Ok(Packed { level, memory })
+    }
+
+    /// [`Plan::forward`] with the weights also as [`Plan::pack`] has packed them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::forward`]; weights packed for another plan may be refused so as well.
+    pub fn forward_packed(
+        &self,
+        weights: &[&[f32]],
+        packed: &Packed,
+        x: &[f32],
+        y: &mut [f32],
+    ) -> Result<(), ChainError> {
+        let rows = self.check(weights, x.len(), y.len())?;
+        let &Packed { level, ref memory } = packed;
+        expect_len("packed weights".into(), memory.get().len(), self.packed_len(level, false))?;
+        let blocks = self.blocks(weights, level, false, memory.get());
+        pooled(self.one_task(level, rows), rows, || self.run(&blocks, level, x, y));
+        Ok(())
+    }
+
+    /// Whether a forward product of so many rows packs the weights, if nobody has.
+    pub fn packs(&self, rows: usize) -> bool {
+        rows >= PACKED_ROWS
+    }
+
+    /// The tile of a forward product, and rows of a task.
+    fn cut(&self, level: Level, rows: usize) -> (Tile, usize) {
+        let tile = Tile::of(level, rows, 2 * self.widest());
+        (tile, tile.per_task(self.macs()) * tile.rows)
+    }
+
+    /// Whether a forward product is a single task.
+    fn one_task(&self, level: Level, rows: usize) -> bool {
+        rows <= self.cut(level, rows).1 && !self.shares(rows)
+    }
+
+    /// Whether threads share the outputs of each factor.
+    fn shares(&self, rows: usize) -> bool {
+        rows < PACKED_ROWS && self.macs() >= SHARED_WEIGHTS
+    }
+
+    /// Features of the widest tile, the one of zeros included.
+    fn widest(&self) -> usize {
+        self.widths().max().unwrap_or(0) + 1
+    }
+
+    /// `y = W x` by the factors' `blocks`.
+    fn run(&self, blocks: &[Blocks<'_>], level: Level, x: &[f32], y: &mut [f32]) {
+        if y.is_empty() {
+            return;
+        }
+        let (rows, widest) = (y.len() / self.n_out, self.widest());
+        if self.shares(rows) {
+            let tile = Tile::new(level, 1);
+            let tiles = x.chunks(tile.rows * self.n_in).zip(y.chunks_mut(tile.rows * self.n_out));
+            return tiles.for_each(|(x, y)| self.forward_shared(blocks, x, y, tile, widest));
+        }
+        let (tile, per_task) = self.cut(level, rows);
+        let tasks = y.par_chunks_mut(per_task * self.n_out).enumerate();
+        tasks.for_each(|(task, y)| {
+            let x = rows_of(x, task * per_task, y.len() / self.n_out, self.n_in);
+            scratch(2 * widest * tile.rows, |memory| match tile.registers {
+                1 => forward_tiles::<1>(self, blocks, x, y, tile, memory),
+                _ => forward_tiles::<2>(self, blocks, x, y, tile, memory),
+            });
+        });
     }
 
     /// Calls `f` with the factors' blocks, packed where rows are enough to pay for it; transposed where `turned`.
@@ -129,40 +202,69 @@ impl Plan {
         turned: bool,
         f: impl FnOnce(&[Blocks<'_>]),
     ) {
-        let lanes = level.run(Lanes);
-        let len = |factor: &Factor| {
-            let Blocks { n, inner, .. } = factor.blocks(turned, &[], &[]);
-            if rows < PACKED_ROWS { 0 } else { products::packed_len(lanes, factor.blocks, n, inner) }
-        };
-        scratch(self.factors.iter().map(len).sum(), |mut memory| {
-            let mut blocks = Vec::with_capacity(weights.len());
-            for (factor, w) in self.factors.iter().zip(weights) {
-                let (packed, rest) = memory.split_at_mut(len(factor));
-                memory = rest;
-                let Blocks { n, inner, .. } = factor.blocks(turned, w, &[]);
-                if !packed.is_empty() {
-                    let per_task = (TASK / (n * inner)).max(1);
-                    let parts = packed.par_chunks_mut(per_task * (packed.len() / factor.blocks));
-                    parts.zip(w.par_chunks(per_task * n * inner)).for_each(|(packed, w)| {
-                        level.run(products::Pack { w, n, inner, turned, packed });
-                    });
-                }
-                blocks.push(factor.blocks(turned, w, packed));
-            }
-            f(&blocks);
+        if rows < PACKED_ROWS {
+            return f(&self.blocks(weights, level, turned, &[]));
+        }
+        scratch(self.packed_len(level, turned), |memory| {
+            self.pack_into(weights, level, turned, memory);
+            f(&self.blocks(weights, level, turned, memory));
         });
     }
 
+    /// What packing writes for each factor.
+    fn packed_lens(&self, level: Level, turned: bool) -> impl Iterator<Item = usize> {
+        self.factors.iter().map(move |factor| {
+            let Blocks { n, inner, .. } = factor.blocks(turned, &[], &[]);
+            products::packed_len(level.lanes(), factor.blocks, n, inner)
+        })
+    }
+
+    fn packed_len(&self, level: Level, turned: bool) -> usize {
+        self.packed_lens(level, turned).sum()
+    }
+
+    /// Packs the factors' blocks one after the other.
+    fn pack_into(&self, weights: &[&[f32]], level: Level, turned: bool, mut memory: &mut [f32]) {
+        for ((factor, w), len) in self.factors.iter().zip(weights).zip(self.packed_lens(level, turned)) {
+            let (packed, rest) = memory.split_at_mut(len);
+            memory = rest;
+            let Blocks { n, inner, .. } = factor.blocks(turned, w, &[]);
+            if !packed.is_empty() {
+                let per_task = (TASK / (n * inner)).max(1);
+                let parts = packed.par_chunks_mut(per_task * (packed.len() / factor.blocks));
+                parts.zip(w.par_chunks(per_task * n * inner)).for_each(|(packed, w)| {
+                    level.run(products::Pack { w, n, inner, turned, packed });
+                });
+            }
+        }
+    }
+
+    /// The factors' blocks, and what [`Self::pack_into`] has made of them, if it has.
+    fn blocks<'a>(
+        &self,
+        weights: &[&'a [f32]],
+        level: Level,
+        turned: bool,
+        mut packed: &'a [f32],
+    ) -> Vec<Blocks<'a>> {
+        let factors = self.factors.iter().zip(weights).zip(self.packed_lens(level, turned));
+        let blocks = factors.map(|((factor, w), len)| {
+            let (own, rest) = packed.split_at(len.min(packed.len()));
+            packed = rest;
+            factor.blocks(turned, w, own)
+        });
+        blocks.collect()
+    }
+
     /// One tile of one register, its factors' outputs shared among threads.
-    fn forward_shared(&self, weights: &[&[f32]], x: &[f32], y: &mut [f32], tile: Tile, widest: usize) {
+    fn forward_shared(&self, blocks: &[Blocks<'_>], x: &[f32], y: &mut [f32], tile: Tile, widest: usize) {
         let Tile { level, rows, .. } = tile;
         scratch(2 * widest * rows, |memory| {
             let (mut from, mut to) = memory.split_at_mut(widest * rows);
             level.run(tile::Read::<1> { x, cols: self.n_in, tile: from });
-            for (factor, w) in self.factors.iter().zip(weights) {
-                let width = factor.blocks * factor.q;
-                let (blocks, reads) = (factor.blocks(false, w, &[]), &factor.reads[..]);
-                let per_task = (TASK_MACS / 4 / (rows * factor.p)).max(1).next_multiple_of(12);
+            for (factor, &blocks) in self.factors.iter().zip(blocks) {
+                let (width, reads) = (factor.blocks * factor.q, &factor.reads[..]);
+                let per_task = (TASK_MACS / 4 / (rows * factor.p)).max(1).next_multiple_of(SHARED_OUTPUTS);
                 let out = to[..width * rows].par_chunks_mut(per_task * rows).enumerate();
                 out.for_each(|(task, out)| {
                     let first = task * per_task;
@@ -203,7 +305,7 @@ impl Plan {
         }
         let kept: usize = self.widths().take(self.factors.len()).map(|width| width + 1).sum();
         let widest = self.widths().max().unwrap_or(0) + 1;
-        let tile = Tile::of(rows, kept + 2 * widest);
+        let tile = Tile::of(Level::current(), rows, kept + 2 * widest);
         let wanted: Vec<bool> = dw.iter().map(Option::is_some).collect();
         let size: usize = dw.iter().flatten().map(|dw| dw.len()).sum();
         let most = (PARTIALS / size.max(1)).clamp(FEWEST_PARTIALS, MOST_PARTIALS);

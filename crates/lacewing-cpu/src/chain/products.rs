@@ -11,18 +11,26 @@ pub(super) struct Blocks<'a> {
     pub(super) n: usize,
     /// Inputs of a block.
     pub(super) inner: usize,
-    /// The same, as many outputs beside each other as a register has lanes, for reading in one stream; or nothing.
-    /// What is left of `n` is not in it.
+    /// The same, [`GROUP`] outputs beside each other, for reading in one stream; or nothing. What is left of `n` is not
+    /// in it.
     pub(super) packed: &'a [f32],
+}
+
+/// Outputs whose packed weights lie beside each other: as many as are summed at once, so that each is read once.
+const GROUP: usize = 8;
+
+/// Of `n` outputs those that are packed: whole groups and whole registers.
+fn packed_outputs(lanes: usize, n: usize) -> usize {
+    n / lanes.max(GROUP) * lanes.max(GROUP)
 }
 
 /// Weights that packing writes for blocks of `n` outputs and `inner` inputs: none where no register would be full.
 pub(super) fn packed_len(lanes: usize, blocks: usize, n: usize, inner: usize) -> usize {
     // Two and four are multiplied without a loop, small sums are mostly their ends.
-    if inner < 8 { 0 } else { blocks * (n / lanes * lanes) * inner }
+    if inner < 8 { 0 } else { blocks * packed_outputs(lanes, n) * inner }
 }
 
-/// Packs some blocks: `[groups, inner, LANES]` each.
+/// Packs some blocks: `[groups, inner, GROUP]` each.
 pub(super) struct Pack<'a> {
     pub(super) w: &'a [f32],
     pub(super) n: usize,
@@ -37,27 +45,34 @@ impl Vectorize for Pack<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { w, n, inner, turned, packed } = self;
-        let groups = n / I::LANES;
-        let blocks = packed.chunks_exact_mut(groups * I::LANES * inner).zip(w.chunks_exact(n * inner));
-        for (packed, w) in blocks {
-            for (group, packed) in packed.chunks_exact_mut(I::LANES * inner).enumerate() {
-                let first = group * I::LANES;
-                if turned {
-                    for (to, from) in packed.chunks_exact_mut(I::LANES).zip(w.chunks_exact(n)) {
-                        isa.store(to, isa.load(&from[first..]));
+        let full = packed_outputs(I::LANES, n);
+        for (packed, w) in packed.chunks_exact_mut(full * inner).zip(w.chunks_exact(n * inner)) {
+            if turned {
+                for (group, packed) in packed.chunks_exact_mut(GROUP * inner).enumerate() {
+                    for (to, from) in packed.chunks_exact_mut(GROUP).zip(w.chunks_exact(n)) {
+                        to.copy_from_slice(&from[group * GROUP..][..GROUP]);
                     }
-                    continue;
                 }
-                for (k, to) in packed.chunks_mut(I::LANES * I::LANES).enumerate() {
-                    let width = to.len() / I::LANES;
+                continue;
+            }
+            for first in (0..full).step_by(I::LANES) {
+                for k in (0..inner).step_by(I::LANES) {
+                    let width = I::LANES.min(inner - k);
                     let mut square = [isa.splat(0.0); MAX_LANES];
                     for (j, v) in square[..I::LANES].iter_mut().enumerate() {
-                        let from = &w[(first + j) * inner + k * I::LANES..][..width];
+                        let from = &w[(first + j) * inner + k..][..width];
                         *v = if width == I::LANES { isa.load(from) } else { isa.load_partial(from) };
                     }
                     isa.transpose(&mut square);
-                    for (to, &v) in to.chunks_exact_mut(I::LANES).zip(&square) {
-                        isa.store(to, v);
+                    for (k, &v) in (k..k + width).zip(&square) {
+                        let mut lanes = [0.0; MAX_LANES];
+                        isa.store(&mut lanes, v);
+                        // A part of a group, or several.
+                        for (part, from) in lanes[..I::LANES].chunks(GROUP).enumerate() {
+                            let output = first + part * GROUP;
+                            let to = (output / GROUP * inner + k) * GROUP + output % GROUP;
+                            packed[to..][..from.len()].copy_from_slice(from);
+                        }
                     }
                 }
             }
@@ -93,22 +108,23 @@ impl<const R: usize, const TURNED: bool> Vectorize for Outputs<'_, R, TURNED> {
             }
             _ => {}
         }
-        let full = if packed.is_empty() { 0 } else { n / I::LANES * I::LANES };
+        let full = if packed.is_empty() { 0 } else { packed_outputs(I::LANES, n) };
         let (mut out, mut next) = (out, first);
         while !out.is_empty() {
             let (block, start) = (next / n, next % n);
             let take = (n - start).min(out.len() / size);
             let (now, rest) = out.split_at_mut(take * size);
             let reads = &reads[block * inner..][..inner];
-            // Packed weights are for whole blocks.
-            let full = if take == n { full } else { 0 };
-            let (groups, left) = now.split_at_mut(full * size);
-            for (group, out) in groups.chunks_exact_mut(I::LANES * size).enumerate() {
-                let w = &packed[(block * full + group * I::LANES) * inner..][..I::LANES * inner];
-                some_outputs::<I, R, true>(isa, &Terms { w, n: I::LANES, inner, reads, from }, 0, out);
+            // Packed weights are for whole groups.
+            let whole = (start + take).min(full).saturating_sub(start) / GROUP * GROUP;
+            let whole = if start.is_multiple_of(GROUP) { whole } else { 0 };
+            let (groups, left) = now.split_at_mut(whole * size);
+            for (group, out) in groups.chunks_exact_mut(GROUP * size).enumerate() {
+                let w = &packed[(block * full + start + group * GROUP) * inner..][..GROUP * inner];
+                some_outputs::<I, R, true>(isa, &Terms { w, n: GROUP, inner, reads, from }, 0, out);
             }
             let w = &w[block * n * inner..][..n * inner];
-            some_outputs::<I, R, TURNED>(isa, &Terms { w, n, inner, reads, from }, start + full, left);
+            some_outputs::<I, R, TURNED>(isa, &Terms { w, n, inner, reads, from }, start + whole, left);
             (out, next) = (rest, next + take);
         }
     }

@@ -156,6 +156,9 @@ fn chains_and_their_gradients_meet_the_oracle_at_every_level() {
                 let mut dw = start.clone();
                 with_level(level, || {
                     plan.forward(&w, &x, &mut y).unwrap();
+                    let (packed, mut same) = (plan.pack(&w, None).unwrap(), vec![f32::NAN; dy.len()]);
+                    plan.forward_packed(&w, &packed, &x, &mut same).unwrap();
+                    assert_eq!(same, y, "{what}, packed");
                     let mut wanted: Vec<Option<&mut [f32]>> =
                         dw.iter_mut().map(|dw| Some(dw.as_mut_slice())).collect();
                     plan.gradients(&w, &x, &dy, Some(&mut dx), &mut wanted).unwrap();
@@ -228,6 +231,11 @@ fn what_has_no_plan_or_does_not_fit_is_said() {
     assert_eq!(refused(&[&[0.0]], 2, 2), error("weight 0", 2, 1));
     assert_eq!(refused(&[&[0.0; 2]], 3, 2), error("x", 2, 3));
     assert_eq!(refused(&[&[0.0; 2]], 4, 2), error("y", 4, 2));
+    assert_eq!(plan.pack(&[], None).unwrap_err(), error("weights", 1, 0));
+    let wide = Plan::new(&chain(vec![Link::blocks(0, 1, 16, 16)])).unwrap();
+    let packed = wide.pack(&[&[0.0; 256]], None).unwrap();
+    let other = plan.forward_packed(&[&[0.0; 2]], &packed, &[0.0; 2], &mut [0.0; 2]);
+    assert_eq!(other, Err(error("packed weights", 0, 256)));
     let short = plan.gradients(&[&[0.0; 2]], &[0.0; 2], &[0.0; 2], Some(&mut [0.0]), &mut [None]);
     assert_eq!(short, Err(error("dx", 2, 1)));
     let short = plan.gradients(&[&[0.0; 2]], &[0.0; 2], &[0.0; 2], None, &mut [Some(&mut [0.0])]);

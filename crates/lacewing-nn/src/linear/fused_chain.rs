@@ -31,8 +31,8 @@ const PLAIN_ROWS: usize = 256;
 const LARGE_BLOCK: usize = 64 * 64;
 
 /// Weights of a block and rows from which on the forward pass is faster factor by factor as well: a matrix library cuts such
-/// products to the cache. With blocks of 1024 × 1024 it took 0.85 of the time at 128 and 1024 rows, with 256 × 256 1.3.
-const HUGE_BLOCK: (usize, usize) = (512 * 512, 64);
+/// products to the cache. With blocks of 1024 × 1024 it took 0.85 of the time at 1024 rows, and 1.1 at 128.
+const HUGE_BLOCK: (usize, usize) = (512 * 512, 256);
 
 fn plan(problem: &Problem<'_>) -> Option<ChainPlan> {
     let Form::Chain(chain) = problem.structure.form() else { return None };

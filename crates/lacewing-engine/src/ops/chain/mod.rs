@@ -3,9 +3,61 @@
 //! On a GPU chains run factor by factor, by [`super::block_linear`] and [`super::strided_blocks`].
 
 use super::linear::with_cols;
+use crate::tensor::Version;
 use crate::{Cx, DType, EngineError, Result, Tensor, Var};
-pub use lacewing_cpu::chain::Plan as ChainPlan;
-use std::sync::Arc;
+use lacewing_core::Chain;
+use lacewing_cpu::chain::{Packed, Plan};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What each factor of a chain reads, and the weights of the latest products as they read them.
+#[derive(Debug)]
+pub struct ChainPlan {
+    plan: Plan,
+    latest: Mutex<Option<Latest>>,
+}
+
+/// The weights of the latest product: they are the same as long as nobody writes to them.
+#[derive(Debug)]
+struct Latest {
+    versions: Vec<Version>,
+    /// Not of few rows with weights that may not come again.
+    packed: Option<Arc<Packed>>,
+}
+
+impl ChainPlan {
+    /// The plan of a chain; none where it has none ([`Plan::new`]).
+    pub fn new(chain: &Chain) -> Option<Self> {
+        Some(Self { plan: Plan::new(chain)?, latest: Mutex::default() })
+    }
+
+    /// `weights` packed, here or before, where that pays for a product of `rows` rows.
+    fn packed(&self, weights: &[Var], read: &[&[f32]], rows: usize) -> Option<Arc<Packed>> {
+        let versions: Vec<Version> = weights.iter().map(|w| w.value().version()).collect::<Option<_>>()?;
+        // Held for a moment only: packing is done by all threads, and one that waits may be given another product.
+        let latest = || self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = latest().take();
+        let again = before.as_ref().is_some_and(|before| before.versions == versions);
+        let kept = before.and_then(|before| before.packed);
+        let packed = match kept {
+            Some(kept) if again => Some(kept),
+            kept if again || self.plan.packs(rows) => {
+                Some(Arc::new(self.plan.pack(read, kept.and_then(Arc::into_inner)).expect(CHECKED)))
+            }
+            _ => None,
+        };
+        *latest() = Some(Latest { versions, packed: packed.clone() });
+        packed
+    }
+}
+
+impl Deref for ChainPlan {
+    type Target = Plan;
+
+    fn deref(&self) -> &Plan {
+        &self.plan
+    }
+}
 
 /// `y = W x` with `W` the product of the plan's factors and permutations; `weights` are the factors' blocks in order.
 ///
@@ -40,8 +92,14 @@ pub fn chain(cx: &Cx, x: &Var, weights: &[Var], plan: &Arc<ChainPlan>) -> Result
         }
     }
     let y = x.value().like(&with_cols(x.shape(), plan.n_out()))?;
+    let (vars, rows) = (weights, x.value().rows());
     with_weights(weights, |weights| {
-        plan.forward(weights, &x.value().read(), &mut y.write()).expect(CHECKED);
+        let (x, y) = (&x.value().read(), &mut y.write());
+        let done = match plan.packed(vars, weights, rows) {
+            Some(packed) => plan.forward_packed(weights, &packed, x, y),
+            None => plan.forward(weights, x, y),
+        };
+        done.expect(CHECKED);
     });
     let inputs: Vec<&Var> = weights.iter().chain([x]).collect();
     let (x_var, w_vars, plan) = (x.clone(), weights.to_vec(), plan.clone());
