@@ -10,7 +10,9 @@ mod one_row;
 mod order;
 mod outer;
 mod panels;
+mod pieces;
 mod reference;
+mod small;
 mod tiles;
 
 use crate::scratch::Aligned;
@@ -167,7 +169,7 @@ struct Packing {
 pub struct Packed(Aligned);
 
 /// Every kernel, best first; the last takes anything.
-pub static KERNELS: &[Kernel] = &[elements::KERNEL, panels::KERNEL, reference::KERNEL];
+pub static KERNELS: &[Kernel] = &[elements::KERNEL, small::KERNEL, panels::KERNEL, reference::KERNEL];
 
 /// The first kernel of [`KERNELS`] that takes `blocks`.
 pub fn select(blocks: &Blocks) -> &'static Kernel {

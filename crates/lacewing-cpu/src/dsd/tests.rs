@@ -63,8 +63,38 @@ fn every_height_of_a_tile_and_cut_of_the_work_meets_the_oracle() {
 }
 
 #[test]
+fn small_blocks_meet_the_oracle() {
+    // The last block row is empty.
+    let sizes =
+        [(1, 4), (4, 1), (1, 8), (8, 1), (2, 2), (3, 2), (2, 3), (4, 4), (5, 6), (7, 8), (8, 5), (8, 8)];
+    for (br, bc) in sizes {
+        let blocks = Blocks::new((br, bc), (7 * br, 5 * bc), some_positions(7, 5)).unwrap();
+        meets_the_oracle(&blocks, &[0, 1, 2, 3, 4, 5, 16, 17, 31, 48, 65, 130]);
+    }
+    // More bands than tasks, and more rows than a run of the weight gradient.
+    for (br, bc) in [(4, 4), (2, 3), (8, 8)] {
+        let blocks = Blocks::new((br, bc), (3 * br, 2 * bc), some_positions(3, 2)).unwrap();
+        meets_the_oracle(&blocks, &[530, 1040]);
+    }
+    // Several chunks of outputs, short runs of inputs and long ones.
+    for (size, (n_out, n_in), keep) in
+        [((4, 4), (280, 600), 2), ((4, 4), (600, 280), 40), ((8, 8), (264, 520), 3), ((2, 3), (260, 600), 2)]
+    {
+        let places =
+            (0..(n_out / size.0) as u32).flat_map(|o| (0..(n_in / size.1) as u32).map(move |i| (o, i)));
+        let positions = places.filter(|(o, i)| (o * 31 + i * 17) % keep == 0).collect();
+        let blocks = Blocks::new(size, (n_out, n_in), positions).unwrap();
+        meets_the_oracle(&blocks, &[1, 7, 33]);
+    }
+    let wide = (0..3).map(|i| (i % 2, i * 1100)).collect::<std::collections::BTreeSet<_>>();
+    let wide = Blocks::new((4, 4), (8, 10_000), wide.into_iter().collect()).unwrap();
+    meets_the_oracle(&wide, &[1, 6]);
+    meets_the_oracle(&Blocks::new((4, 4), (16, 0), Vec::new()).unwrap(), &[2, 7]);
+}
+
+#[test]
 fn the_number_of_threads_changes_no_bit() {
-    for (size, rows) in [(32, 50), (16, 800), (1, 130)] {
+    for (size, rows) in [(32, 50), (16, 800), (1, 130), (4, 3), (4, 130), (4, 1030), (8, 130)] {
         let blocks = Blocks::new((size, size), (160, 160), some_positions(160 / size, 160 / size)).unwrap();
         let values = uniform(1, blocks.nnz_values());
         let (x, dy) = (uniform(2, rows * 160), uniform(3, rows * 160));

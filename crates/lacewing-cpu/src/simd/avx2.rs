@@ -169,6 +169,19 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn repeat<const N: usize>(self, from: &[f32]) -> __m256 {
+        const { assert!(N == 4 || N == 8) };
+        if N == 8 {
+            return self.load(from);
+        }
+        let from = from[..N].as_ptr();
+        // SAFETY: the slice above is 16 readable bytes.
+        let quad = unsafe { _mm_loadu_ps(from) };
+        // SAFETY: `self` proves AVX.
+        unsafe { _mm256_set_m128(quad, quad) }
+    }
+
+    #[inline(always)]
     fn splat_quads(self, from: &[f32]) -> __m256 {
         let from = &from[..2];
         // SAFETY: `self` proves AVX.

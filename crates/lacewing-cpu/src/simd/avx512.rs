@@ -170,6 +170,22 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn repeat<const N: usize>(self, from: &[f32]) -> __m512 {
+        const { assert!(N == 4 || N == 8) };
+        let from = from[..N].as_ptr();
+        if N == 4 {
+            // SAFETY: the slice above is 16 readable bytes.
+            let quad = unsafe { _mm_loadu_ps(from) };
+            // SAFETY: `self` proves AVX-512 F.
+            return unsafe { _mm512_broadcast_f32x4(quad) };
+        }
+        // SAFETY: the slice above is 32 readable bytes.
+        let eight = unsafe { _mm256_loadu_ps(from) };
+        // SAFETY: `self` proves AVX-512 DQ.
+        unsafe { _mm512_broadcast_f32x8(eight) }
+    }
+
+    #[inline(always)]
     fn splat_quads(self, from: &[f32]) -> __m512 {
         let from = from[..4].as_ptr();
         // SAFETY: the slice above is 16 readable bytes.

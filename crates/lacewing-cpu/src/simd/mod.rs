@@ -145,6 +145,17 @@ pub trait Isa: Copy + Send + Sync + 'static {
         self.load(&lanes)
     }
 
+    /// The first `N` elements over and over, for four, or eight where there are as many lanes. Panics if there are fewer.
+    #[inline(always)]
+    fn repeat<const N: usize>(self, from: &[f32]) -> Self::V {
+        let from = &from[..N];
+        let mut lanes = [0.0; MAX_LANES];
+        for lanes in lanes.chunks_exact_mut(N) {
+            lanes.copy_from_slice(from);
+        }
+        self.load(&lanes)
+    }
+
     /// Each of the first `LANES / 4` elements, four times. Panics if there are fewer.
     #[inline(always)]
     fn splat_quads(self, from: &[f32]) -> Self::V {

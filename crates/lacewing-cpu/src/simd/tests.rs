@@ -124,6 +124,13 @@ impl Check {
         let found = lanes(isa.gather_quads(&quads, &[8, 0, 3, 8][..I::LANES / 4]));
         let expected = [8, 0, 3, 8].iter().flat_map(|&i| quads[i]).take(I::LANES).collect::<Vec<_>>();
         assert_eq!(found, expected, "gather_quads at {level:?}");
+        let fours = lanes(isa.repeat::<4>(&table[5..9]));
+        assert_eq!(fours, (0..I::LANES).map(|i| table[5 + i % 4]).collect::<Vec<_>>(), "repeat at {level:?}");
+        if I::LANES >= 8 {
+            let eights = lanes(isa.repeat::<8>(&table[3..11]));
+            let expected = (0..I::LANES).map(|i| table[3 + i % 8]).collect::<Vec<_>>();
+            assert_eq!(eights, expected, "repeat at {level:?}");
+        }
         let splat = lanes(isa.splat_quads(&table[..I::LANES / 4]));
         assert_eq!(
             splat,
@@ -155,6 +162,7 @@ impl Vectorize for Beyond {
             2 => _ = isa.gather_quads(&[[0.0; 4]; 3], &[]),
             3 => _ = isa.splat_quads(&[]),
             4 => _ = isa.pick_of_four::<1>(&[0.0; 15], 0),
+            5 => _ = isa.repeat::<4>(&[0.0; 3]),
             _ => _ = isa.pick_of_four::<2>(&[0.0; 7], 0),
         }
     }
@@ -163,7 +171,7 @@ impl Vectorize for Beyond {
 #[test]
 fn what_is_beyond_a_slice_is_refused() {
     for level in Level::available() {
-        for what in 0..6 {
+        for what in 0..7 {
             let refused = std::panic::catch_unwind(|| level.run(Beyond(what))).is_err();
             assert!(refused, "{what} at {level:?}");
         }

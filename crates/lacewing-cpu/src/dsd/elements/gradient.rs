@@ -1,7 +1,7 @@
 //! The weight gradient of single values: for each, a dot product of two packed rows.
 
 use super::pack::{Lanes, Pack};
-use super::places::{CHUNK, Place, Places};
+use super::places::{Place, Places};
 use crate::scratch::scratch;
 use crate::simd::{Isa, Level, MAX_LANES, Vectorize};
 use rayon::prelude::*;
@@ -35,7 +35,7 @@ pub(super) fn weight_gradient(
             let (xt, dyt) = (&*xt, &*dyt);
             let mut tasks = Vec::new();
             let mut rest = &mut *dvalues;
-            for chunk in 0..n_out.div_ceil(CHUNK) {
+            for chunk in 0..n_out.div_ceil(places.chunk) {
                 let (own, others) = rest.split_at_mut(places.values(chunk).len());
                 tasks.push((chunk, own));
                 rest = others;
@@ -83,7 +83,7 @@ impl Dots<'_> {
             for &Place { start, len, output } in places {
                 let (own, others) = inputs.split_at(usize::from(len));
                 inputs = others;
-                let dy = &self.dyt[(self.chunk * CHUNK + usize::from(output)) * width..][..width];
+                let dy = &self.dyt[(self.chunk * self.places.chunk + usize::from(output)) * width..][..width];
                 let dy: [I::V; V] = std::array::from_fn(|v| isa.load(&dy[v * I::LANES..]));
                 let dvalues = &mut self.dvalues[start as usize - before..][..own.len()];
                 // As many values at a time as there are lanes: their sums are added up together.

@@ -1,17 +1,22 @@
-//! Single values anywhere: unstructured and N:M weights.
+//! Single values anywhere, of unstructured and N:M weights, and what small blocks share with them: rows are packed
+//! feature-major, so that a value meets a register of rows.
 
+mod block_gradient;
+mod block_tile;
 mod gradient;
 mod pack;
 mod places;
 mod tile;
 
 use super::order::Order;
-use super::{Kernel, one_row};
+use super::{Blocks, Kernel, one_row};
 use crate::parallel::within_pool;
 use crate::scratch::scratch;
 use crate::simd::{Level, MatMut};
+pub(super) use block_gradient::weight_gradient as block_weight_gradient;
+use block_tile::BlockTile;
 use pack::{Lanes, Pack};
-use places::{CHUNK, Places};
+use places::Places;
 use rayon::prelude::*;
 use std::sync::OnceLock;
 use tile::Tile;
@@ -20,22 +25,22 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "dsd/elements",
     accepts: |blocks| blocks.br == 1 && blocks.bc == 1,
     forward: |blocks, values, x, y, accumulate| {
-        let side = Side { order: &blocks.by_row, orders: &blocks.elements.by_row };
-        product(side, values, (x, blocks.n_in), (y, blocks.n_out), accumulate);
+        product(Side::rows(blocks), values, (x, blocks.n_in), (y, blocks.n_out), accumulate);
     },
     input_gradient: |blocks, values, dy, dx, accumulate| {
-        let side = Side { order: &blocks.by_col, orders: &blocks.elements.by_col };
-        product(side, values, (dy, blocks.n_out), (dx, blocks.n_in), accumulate);
+        product(Side::columns(blocks), values, (dy, blocks.n_out), (dx, blocks.n_in), accumulate);
     },
     weight_gradient: |blocks, dy, x, dvalues| {
         if !dvalues.is_empty() {
-            let places = Side { order: &blocks.by_row, orders: &blocks.elements.by_row }.far(blocks.n_in);
+            let places = Side::rows(blocks).far(blocks.n_in);
             gradient::weight_gradient(places, (dy, blocks.n_out), (x, blocks.n_in), dvalues);
         }
     },
     packing: None,
 };
 
+/// Outputs of a chunk.
+const CHUNK: usize = 128;
 /// Registers of rows in a tile, at most.
 const REGISTERS: usize = 4;
 /// Inputs of a run whose packed rows are to lie in the first cache: 64 rows of them are half of it, and the other half
@@ -45,6 +50,15 @@ const NEAR: usize = 96;
 const NEAR_VALUES: usize = 7;
 /// Inputs of a run whose packed rows are to lie in the second cache.
 const FAR: usize = 1024;
+/// Outputs and inputs of a block, at least, for its values to be held together.
+const TOGETHER: usize = 4;
+/// Inputs of a run of blocks: 32 rows of them are two thirds of the first cache.
+const BLOCK_NEAR: usize = 256;
+/// Inputs that a group of outputs meets in such a run, for each of its outputs, at least: the more outputs share what
+/// is read of an input, the less there is to gain.
+const BLOCK_VALUES: usize = 5;
+/// Inputs of a run of blocks otherwise.
+const BLOCK_FAR: usize = 4096;
 /// Tasks at least, where there is enough to cut.
 const TASKS: usize = 16;
 /// Chunks of one at most.
@@ -59,6 +73,8 @@ const VALUES: usize = 32 * 1024;
 pub(super) struct Elements {
     by_row: Orders,
     by_col: Orders,
+    /// The values of small blocks one by one, by their outputs and by their inputs.
+    each: OnceLock<(Order, Order)>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -67,32 +83,108 @@ struct Orders {
     far: OnceLock<Places>,
 }
 
-/// The values by their outputs: the rows of the weight, or in the input gradient its columns.
+/// Blocks by their outputs: the rows of the weight, or in the input gradient its columns.
 #[derive(Clone, Copy)]
-struct Side<'a> {
+pub(super) struct Side<'a> {
     order: &'a Order,
     orders: &'a Orders,
+    size: Size,
+}
+
+/// What a block has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Size {
+    outputs: usize,
+    inputs: usize,
+    /// Whether its values are stored `[inputs, outputs]`.
+    turned: bool,
+}
+
+impl Size {
+    const SINGLE: Self = Self { outputs: 1, inputs: 1, turned: false };
+
+    fn single(self) -> bool {
+        (self.outputs, self.inputs) == (1, 1)
+    }
+
+    /// Registers of rows that a tile has at most.
+    fn registers(self, lanes: usize) -> usize {
+        match (self.outputs, lanes) {
+            (1, _) => REGISTERS,
+            (8.., 4 | 8) => 1,
+            _ => 2,
+        }
+    }
+
+    /// Groups of a chunk.
+    fn chunk(self) -> usize {
+        CHUNK.div_ceil(self.outputs)
+    }
+}
+
+/// The orders of the values one by one, for blocks of several that are too small to gain from being held together.
+fn each(blocks: &Blocks) -> Option<&(Order, Order)> {
+    let (br, bc) = (blocks.br, blocks.bc);
+    let small = br * bc > 1 && br.min(bc) < TOGETHER;
+    small.then(|| {
+        blocks.elements.each.get_or_init(|| {
+            let places = blocks.positions.iter().flat_map(move |&(row, col)| {
+                let values = move |i| (0..bc as u32).map(move |j| (row * br as u32 + i, col * bc as u32 + j));
+                (0..br as u32).flat_map(values)
+            });
+            let by_row = Order::new(blocks.n_out, places.clone());
+            (by_row, Order::new(blocks.n_in, places.map(|(o, i)| (i, o))))
+        })
+    })
 }
 
 impl<'a> Side<'a> {
-    /// In runs for the second cache.
+    pub(super) fn rows(blocks: &'a Blocks) -> Self {
+        let (order, size) = match each(blocks) {
+            Some((by_row, _)) => (by_row, Size::SINGLE),
+            None => (&blocks.by_row, Size { outputs: blocks.br, inputs: blocks.bc, turned: false }),
+        };
+        Self { order, orders: &blocks.elements.by_row, size }
+    }
+
+    pub(super) fn columns(blocks: &'a Blocks) -> Self {
+        let (order, size) = match each(blocks) {
+            Some((_, by_col)) => (by_col, Size::SINGLE),
+            None => (&blocks.by_col, Size { outputs: blocks.bc, inputs: blocks.br, turned: true }),
+        };
+        Self { order, orders: &blocks.elements.by_col, size }
+    }
+
+    /// Single values in runs for the second cache.
     fn far(self, n_in: usize) -> &'a Places {
-        self.orders.far.get_or_init(|| Places::new(self.order, n_in, FAR))
+        self.orders.far.get_or_init(|| Places::new(self.order, n_in, FAR, CHUNK))
     }
 
     /// In the runs that are best for tiles of so many registers.
     fn places(self, n_in: usize, registers: usize) -> &'a Places {
         let outputs = self.order.starts.len() - 1;
-        let near = self.order.inputs.len() * NEAR >= NEAR_VALUES * outputs * n_in;
-        if near && registers == REGISTERS {
-            return self.orders.near.get_or_init(|| Places::new(self.order, n_in, NEAR));
+        if self.size.single() {
+            let near = self.order.inputs.len() * NEAR >= NEAR_VALUES * outputs * n_in;
+            if near && registers == REGISTERS {
+                return self.orders.near.get_or_init(|| Places::new(self.order, n_in, NEAR, CHUNK));
+            }
+            return self.far(n_in);
         }
-        self.far(n_in)
+        let fewest = BLOCK_VALUES * self.size.outputs;
+        let new = |run: usize| {
+            let run = (run / self.size.inputs).max(1);
+            Places::new(self.order, n_in / self.size.inputs, run, self.size.chunk())
+        };
+        if self.order.inputs.len() * self.size.inputs * BLOCK_NEAR >= fewest * outputs * n_in {
+            self.orders.near.get_or_init(|| new(BLOCK_NEAR))
+        } else {
+            self.orders.far.get_or_init(|| new(BLOCK_FAR))
+        }
     }
 }
 
-/// `y (+)= x Wᵀ` for the values of one side.
-fn product(
+/// `y (+)= x Wᵀ` for the blocks of one side.
+pub(super) fn product(
     side: Side<'_>,
     values: &[f32],
     (x, n_in): (&[f32], usize),
@@ -106,7 +198,7 @@ fn product(
         return;
     }
     let rows = y.len() / n_out;
-    if rows <= one_row::MOST_ROWS {
+    if rows <= one_row::MOST_ROWS && side.size.single() {
         return scratch(if side.order.slots().is_some() { values.len() } else { 0 }, |memory| {
             let values = in_order(side.order.slots(), values, memory);
             one_row::product(side.order, values, (x, n_in), (y, n_out), accumulate);
@@ -115,12 +207,14 @@ fn product(
     // Once, since what is packed is as wide as the registers that will read it.
     let level = Level::current();
     let lanes = level.run(Lanes);
-    let places = side.places(n_in, registers(rows, lanes));
+    let most = side.size.registers(lanes);
+    let places = side.places(n_in, registers(rows, lanes, most));
     within_pool(|| {
-        scratch(if places.slots().is_some() { values.len() } else { 0 }, |memory| {
-            let values = in_order(places.slots(), values, memory);
-            let tasks = Tasks { level, lanes, places, values, accumulate };
-            if rows.div_ceil(REGISTERS * lanes) >= TASKS {
+        let moved = if side.size.single() { places.slots() } else { None };
+        scratch(moved.map_or(0, <[u32]>::len), |memory| {
+            let values = in_order(moved, values, memory);
+            let tasks = Tasks { level, lanes, most, size: side.size, places, values, accumulate };
+            if rows.div_ceil(most * lanes) >= TASKS {
                 tasks.by_bands((x, n_in), (y, n_out));
             } else {
                 tasks.by_outputs((x, n_in), (y, n_out));
@@ -130,14 +224,17 @@ fn product(
 }
 
 /// Registers that rows fill, as many as a tile may have.
-fn registers(rows: usize, lanes: usize) -> usize {
-    rows.div_ceil(lanes).next_power_of_two().min(REGISTERS)
+fn registers(rows: usize, lanes: usize, most: usize) -> usize {
+    rows.div_ceil(lanes).next_power_of_two().min(most)
 }
 
 /// What the tasks of a product share.
 struct Tasks<'a> {
     level: Level,
     lanes: usize,
+    /// Registers of rows that a tile has at most.
+    most: usize,
+    size: Size,
     places: &'a Places,
     values: &'a [f32],
     accumulate: bool,
@@ -146,10 +243,10 @@ struct Tasks<'a> {
 impl Tasks<'_> {
     /// A task for each band of rows.
     fn by_bands(&self, (x, n_in): (&[f32], usize), (y, n_out): (&mut [f32], usize)) {
-        let band = REGISTERS * self.lanes;
+        let band = self.most * self.lanes;
         y.par_chunks_mut(band * n_out).zip(x.par_chunks(band * n_in)).for_each(|(y, from)| {
             let rows = y.len() / n_out;
-            let width = registers(rows, self.lanes) * self.lanes;
+            let width = registers(rows, self.lanes, self.most) * self.lanes;
             scratch(n_in * width, |to| {
                 self.level.run(Pack { to, from, stride: n_in, rows, width });
                 self.chunks(to, width, 0, MatMut::row_major(y, rows, n_out));
@@ -159,11 +256,11 @@ impl Tasks<'_> {
 
     /// Few bands: each packed once for tasks that share its outputs.
     fn by_outputs(&self, (x, n_in): (&[f32], usize), (y, n_out): (&mut [f32], usize)) {
-        let (band, rows) = (REGISTERS * self.lanes, y.len() / n_out);
-        let (bands, all) = (rows.div_ceil(band), n_out.div_ceil(CHUNK));
+        let (band, rows) = (self.most * self.lanes, y.len() / n_out);
+        let (bands, all) = (rows.div_ceil(band), n_out.div_ceil(self.outputs()));
         let chunks = all.div_ceil(TASKS.div_ceil(bands)).min(TASK_CHUNKS);
         let height = |at: usize| band.min(rows - at * band);
-        let width = |at: usize| registers(height(at), self.lanes) * self.lanes;
+        let width = |at: usize| registers(height(at), self.lanes, self.most) * self.lanes;
         scratch(bands * band * n_in, |packed| {
             let mut strips = Vec::new();
             for ((at, packed), x) in packed.chunks_mut(band * n_in).enumerate().zip(x.chunks(band * n_in)) {
@@ -179,7 +276,8 @@ impl Tasks<'_> {
                 let (mut right, rest) = below.split_rows(height(at));
                 below = rest;
                 for first in (0..all).step_by(chunks) {
-                    let (left, rest) = right.split_cols((chunks * CHUNK).min(n_out - first * CHUNK));
+                    let (left, rest) =
+                        right.split_cols((chunks * self.outputs()).min(n_out - first * self.outputs()));
                     tasks.push((packed, width(at), first, left));
                     right = rest;
                 }
@@ -188,15 +286,25 @@ impl Tasks<'_> {
         });
     }
 
+    /// Outputs of a chunk.
+    fn outputs(&self) -> usize {
+        self.places.chunk * self.size.outputs
+    }
+
     /// The chunks from `first` on that `y` has the outputs of, for one tile.
     fn chunks(&self, x: &[f32], width: usize, first: usize, y: MatMut<'_>) {
-        let &Self { level, places, values, accumulate, .. } = self;
-        scratch(CHUNK * width, |sums| {
+        let &Self { level, lanes, size, places, values, accumulate, .. } = self;
+        scratch(self.outputs() * width, |sums| {
             let (mut right, mut chunk) = (y, first);
             while right.cols() > 0 {
-                let outputs = CHUNK.min(right.cols());
+                let outputs = self.outputs().min(right.cols());
                 let (y, rest) = right.split_cols(outputs);
-                level.run(Tile { places, values, x, width, chunk, y, accumulate, sums });
+                if size.single() {
+                    level.run(Tile { places, values, x, width, chunk, y, accumulate, sums });
+                } else {
+                    let tile = BlockTile { places, values, size, x, width, chunk, y, accumulate, sums };
+                    tile.run(level, lanes);
+                }
                 (right, chunk) = (rest, chunk + 1);
             }
         });

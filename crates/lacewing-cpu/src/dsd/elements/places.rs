@@ -6,9 +6,6 @@
 use super::super::order::Order;
 use std::ops::Range;
 
-/// Outputs of a chunk.
-pub(super) const CHUNK: usize = 128;
-
 /// The values of one output in one run of inputs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
@@ -24,6 +21,8 @@ pub(super) struct Place {
 #[derive(Debug, Clone)]
 pub(super) struct Places {
     outputs: usize,
+    /// Outputs of a chunk.
+    pub(super) chunk: usize,
     /// Inputs of a run.
     pub(super) width: usize,
     pub(super) runs: usize,
@@ -39,26 +38,26 @@ pub(super) struct Places {
 impl Places {
     /// Of the values of `order`, whose groups are outputs, for runs of `width` of `inputs` inputs. Within an output the
     /// inputs must ascend. Values that are not stored in that order have to be put in order by [`Self::slots`].
-    pub(super) fn new(order: &Order, inputs: usize, width: usize) -> Self {
+    pub(super) fn new(order: &Order, inputs: usize, width: usize, chunk: usize) -> Self {
         let width = width.min(inputs).clamp(1, usize::from(u16::MAX));
         let outputs = order.starts.len() - 1;
         let runs = inputs.div_ceil(width).max(1);
         let mut all = Self {
             outputs,
+            chunk,
             width,
             runs,
             places: Vec::with_capacity(outputs * runs),
-            starts: Vec::with_capacity(outputs.div_ceil(CHUNK) * runs + 1),
+            starts: Vec::with_capacity(outputs.div_ceil(chunk) * runs + 1),
             inputs: Vec::with_capacity(order.inputs.len()),
             slots: Vec::with_capacity(order.slots().map_or(0, <[u32]>::len)),
         };
-        for first in (0..outputs).step_by(CHUNK) {
-            let chunk = first..outputs.min(first + CHUNK);
-            let mut next: Vec<usize> = order.starts[chunk.clone()].to_vec();
+        for first in (0..outputs).step_by(chunk) {
+            let mut next: Vec<usize> = order.starts[first..outputs.min(first + chunk)].to_vec();
             for run in 0..runs {
                 all.starts.push(all.inputs.len() as u32);
                 let before = run * width;
-                let mut ranges: Vec<(u16, usize, usize)> = Vec::with_capacity(chunk.len());
+                let mut ranges: Vec<(u16, usize, usize)> = Vec::with_capacity(next.len());
                 for (o, next) in next.iter_mut().enumerate() {
                     let rest = &order.inputs[*next..order.starts[first + o + 1]];
                     let end = *next + rest.partition_point(|&input| (input as usize) < before + width);
@@ -82,8 +81,8 @@ impl Places {
     /// The places of a run of a chunk, and the inputs of their values one after the other.
     #[inline(always)]
     pub(super) fn of(&self, chunk: usize, run: usize) -> (&[Place], &[u16]) {
-        let first = chunk * CHUNK;
-        let len = CHUNK.min(self.outputs - first);
+        let first = chunk * self.chunk;
+        let len = self.chunk.min(self.outputs - first);
         let at = chunk * self.runs + run;
         let inputs = self.starts[at] as usize..self.starts[at + 1] as usize;
         (&self.places[first * self.runs + run * len..][..len], &self.inputs[inputs])
@@ -92,6 +91,13 @@ impl Places {
     /// The values of a chunk, as they are stored.
     pub(super) fn values(&self, chunk: usize) -> Range<usize> {
         self.starts[chunk * self.runs] as usize..self.starts[(chunk + 1) * self.runs] as usize
+    }
+
+    /// The number of the value that place `at` of all refers to, of the last one where they end before.
+    #[inline(always)]
+    pub(super) fn number(&self, at: usize) -> usize {
+        let at = at.min(self.inputs.len() - 1);
+        self.slots.get(at).map_or(at, |&slot| slot as usize)
     }
 
     /// The number of each value in this order, unless places refer to them as stored.

@@ -54,7 +54,7 @@ impl Tile<'_> {
                     isa.prefetch(self.values, next.start as usize + usize::from(next.len));
                 }
                 if run + 1 == runs {
-                    self.ask(isa, at);
+                    ask(isa, &mut self.y, at);
                 }
                 let &Place { start, len, output } = place;
                 let (own, others) = inputs.split_at(usize::from(len));
@@ -64,40 +64,40 @@ impl Tile<'_> {
                 add::<I, V, U>(isa, sums, run > 0, values, own, x);
             }
         }
-        self.put(isa, width);
+        put(isa, &mut self.y, self.sums, width, self.accumulate);
     }
+}
 
-    /// Asks for a part of what [`Self::put`] will write, a sixteenth of some outputs' rows at a time.
-    #[inline(always)]
-    fn ask<I: Isa>(&mut self, isa: I, at: usize) {
-        let (rows, col) = (self.y.rows(), at / 16 * 16);
-        let part = rows.div_ceil(16);
-        for r in (at % 16 * part..rows).take(part) {
-            isa.prefetch(self.y.row_mut(r), col);
+/// Asks for a part of what [`put`] will write, a sixteenth of some outputs' rows at a time.
+#[inline(always)]
+pub(super) fn ask<I: Isa>(isa: I, y: &mut MatMut<'_>, at: usize) {
+    let (rows, col) = (y.rows(), at / 16 * 16);
+    let part = rows.div_ceil(16);
+    for r in (at % 16 * part..rows).take(part) {
+        isa.prefetch(y.row_mut(r), col);
+    }
+}
+
+/// Turns `sums [outputs, width]` into rows.
+#[inline(always)]
+pub(super) fn put<I: Isa>(isa: I, y: &mut MatMut<'_>, sums: &[f32], width: usize, accumulate: bool) {
+    let (rows, outputs) = (y.rows(), y.cols());
+    let (whole, high) = (outputs / I::LANES * I::LANES, rows / I::LANES * I::LANES);
+    for r in (0..high).step_by(I::LANES) {
+        for first in (0..whole).step_by(I::LANES) {
+            let mut square = [isa.splat(0.0); MAX_LANES];
+            for (o, square) in square[..I::LANES].iter_mut().enumerate() {
+                *square = isa.load(&sums[(first + o) * width + r..]);
+            }
+            isa.transpose(&mut square);
+            y.store_square(isa, (r, first), &square, accumulate);
         }
     }
-
-    /// Turns the sums into rows.
-    #[inline(always)]
-    fn put<I: Isa>(&mut self, isa: I, width: usize) {
-        let (rows, outputs) = (self.y.rows(), self.y.cols());
-        let (whole, high) = (outputs / I::LANES * I::LANES, rows / I::LANES * I::LANES);
-        for r in (0..high).step_by(I::LANES) {
-            for first in (0..whole).step_by(I::LANES) {
-                let mut square = [isa.splat(0.0); MAX_LANES];
-                for (o, square) in square[..I::LANES].iter_mut().enumerate() {
-                    *square = isa.load(&self.sums[(first + o) * width + r..]);
-                }
-                isa.transpose(&mut square);
-                self.y.store_square(isa, (r, first), &square, self.accumulate);
-            }
-        }
-        for r in 0..rows {
-            let from = if r < high { whole } else { 0 };
-            let y = &mut self.y.row_mut(r)[from..];
-            for (y, sums) in y.iter_mut().zip(self.sums[from * width..].chunks_exact(width)) {
-                *y = if self.accumulate { *y + sums[r] } else { sums[r] };
-            }
+    for r in 0..rows {
+        let from = if r < high { whole } else { 0 };
+        let y = &mut y.row_mut(r)[from..];
+        for (y, sums) in y.iter_mut().zip(sums[from * width..].chunks_exact(width)) {
+            *y = if accumulate { *y + sums[r] } else { sums[r] };
         }
     }
 }
