@@ -391,7 +391,8 @@ fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
         "not a multiple of 16"
     );
     assert_eq!(on(cpu, blocks(24, 0.05).as_ref(), DType::F32, None), "block_sparse");
-    assert_eq!(on(cpu, blocks(4, 0.05).as_ref(), DType::F32, None), "scatter_dense", "blocks too small");
+    assert_eq!(on(cpu, blocks(4, 0.05).as_ref(), DType::F32, None), "block_sparse");
+    assert_eq!(on(gpu, blocks(4, 0.05).as_ref(), DType::F32, None), "scatter_dense", "blocks too small");
     assert_eq!(on(cpu, built(json!("nm")).as_ref(), DType::F32, None), "block_sparse", "half of the values");
     let most = built(json!({"structure": "unstructured", "density": 0.75}));
     assert_eq!(on(cpu, most.as_ref(), DType::F32, None), "scatter_dense", "too dense to pay");
@@ -415,9 +416,9 @@ fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
     let pixelfly =
         json!({"structure": "pixelfly", "butterfly_size": 8, "n_factors": 2, "block": 8, "rank": 4});
     let pixelfly = lacewing_core::build(&pixelfly, 64, 64, 0, None).unwrap();
-    assert_eq!(layer(pixelfly.as_ref(), None).unwrap().0.kernel(), "sum(scatter_dense, fused_chain)");
-    let forced = layer(pixelfly.as_ref(), Some("block_sparse")).unwrap().0;
-    assert_eq!(forced.kernel(), "sum(block_sparse, fused_chain)");
+    assert_eq!(layer(pixelfly.as_ref(), None).unwrap().0.kernel(), "sum(block_sparse, fused_chain)");
+    let forced = layer(pixelfly.as_ref(), Some("scatter_dense")).unwrap().0;
+    assert_eq!(forced.kernel(), "sum(scatter_dense, fused_chain)");
     let refused = layer(pixelfly.as_ref(), Some("dense")).unwrap_err().to_string();
     assert!(refused.contains("`dense` does not take `pixelfly`"), "{refused}");
     let unknown = layer(pixelfly.as_ref(), Some("fast")).unwrap_err().to_string();
