@@ -13,7 +13,7 @@ pub use plan::Plan;
 
 use crate::parallel::{TASK, elements_per_task, within_pool};
 use crate::scratch::{Aligned, scratch};
-use crate::simd::{Isa, Level, MAX_LANES, Vectorize};
+use crate::simd::{Level, MAX_LANES};
 use products::Blocks;
 use rayon::prelude::*;
 use thiserror::Error;
@@ -66,7 +66,7 @@ struct Tile {
 
 impl Tile {
     fn new(level: Level, registers: usize) -> Self {
-        Self { level, registers, rows: registers * level.run(Lanes) }
+        Self { level, registers, rows: registers * level.lanes() }
     }
 
     /// For `rows` rows of a chain that needs `features` values of each at a time.
@@ -78,18 +78,6 @@ impl Tile {
     /// Tiles of a task of `macs` multiply-adds a row.
     fn per_task(self, macs: usize) -> usize {
         (TASK_MACS / (self.rows * macs).max(1)).max(1)
-    }
-}
-
-/// How many f32 a register holds.
-struct Lanes;
-
-impl Vectorize for Lanes {
-    type Output = usize;
-
-    #[inline(always)]
-    fn run<I: Isa>(self, _: I) -> usize {
-        I::LANES
     }
 }
 
@@ -304,7 +292,7 @@ impl Plan {
             return Ok(());
         }
         let kept: usize = self.widths().take(self.factors.len()).map(|width| width + 1).sum();
-        let widest = self.widths().max().unwrap_or(0) + 1;
+        let widest = self.widest();
         let tile = Tile::of(Level::current(), rows, kept + 2 * widest);
         let wanted: Vec<bool> = dw.iter().map(Option::is_some).collect();
         let size: usize = dw.iter().flatten().map(|dw| dw.len()).sum();

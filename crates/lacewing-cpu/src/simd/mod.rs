@@ -286,13 +286,9 @@ impl Level {
         }
     }
 
-    /// f32 a register.
+    /// f32 a register, of the instructions that [`Level::run`] takes.
     pub fn lanes(self) -> usize {
-        match self {
-            Self::Avx512 => 16,
-            Self::Avx2 => 8,
-            Self::Neon | Self::Scalar => 4,
-        }
+        self.run(Lanes)
     }
 
     fn detected(self) -> bool {
@@ -330,6 +326,17 @@ impl Level {
             return isa.enter(op);
         }
         op.run(scalar::Scalar)
+    }
+}
+
+struct Lanes;
+
+impl Vectorize for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> usize {
+        I::LANES
     }
 }
 

@@ -2,7 +2,7 @@
 //! has lanes, so that their sums are added up together.
 
 use super::super::Blocks;
-use super::pack::{Lanes, Pack};
+use super::pack::Pack;
 use crate::parallel::{share, within_pool};
 use crate::scratch::scratch;
 use crate::simd::{Isa, Level, MAX_LANES, Vectorize};
@@ -23,7 +23,7 @@ pub(in super::super) fn weight_gradient(blocks: &Blocks, dy: &[f32], x: &[f32], 
     let (n_out, n_in) = (blocks.n_out, blocks.n_in);
     // Once, since what is packed is as wide as the registers that will read it.
     let level = Level::current();
-    let lanes = level.run(Lanes);
+    let lanes = level.lanes();
     let most = RUN * lanes;
     let mut sweep = || {
         for (dy, x) in dy.chunks(most * n_out).zip(x.chunks(most * n_in)) {

@@ -1,6 +1,6 @@
 //! The weight gradient of single values: for each, a dot product of two packed rows.
 
-use super::pack::{Lanes, Pack};
+use super::pack::Pack;
 use super::places::{Place, Places};
 use crate::scratch::scratch;
 use crate::simd::{Isa, Level, MAX_LANES, Vectorize};
@@ -20,7 +20,7 @@ pub(super) fn weight_gradient(
 ) {
     // Once, since what is packed is as wide as the registers that will read it.
     let level = Level::current();
-    let lanes = level.run(Lanes);
+    let lanes = level.lanes();
     let most = HELD * lanes;
     for (dy, x) in dy.chunks(most * n_out).zip(x.chunks(most * n_in)) {
         let rows = dy.len() / n_out;

@@ -15,7 +15,7 @@ use crate::scratch::scratch;
 use crate::simd::{Level, MatMut};
 pub(super) use block_gradient::weight_gradient as block_weight_gradient;
 use block_tile::BlockTile;
-use pack::{Lanes, Pack};
+use pack::Pack;
 use places::Places;
 use rayon::prelude::*;
 use std::sync::OnceLock;
@@ -206,7 +206,7 @@ pub(super) fn product(
     }
     // Once, since what is packed is as wide as the registers that will read it.
     let level = Level::current();
-    let lanes = level.run(Lanes);
+    let lanes = level.lanes();
     let most = side.size.registers(lanes);
     let places = side.places(n_in, registers(rows, lanes, most));
     within_pool(|| {

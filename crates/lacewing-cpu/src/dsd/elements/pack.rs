@@ -48,15 +48,3 @@ impl Vectorize for Pack<'_> {
         }
     }
 }
-
-/// Lanes of a register.
-pub(super) struct Lanes;
-
-impl Vectorize for Lanes {
-    type Output = usize;
-
-    #[inline(always)]
-    fn run<I: Isa>(self, _: I) -> usize {
-        I::LANES
-    }
-}
