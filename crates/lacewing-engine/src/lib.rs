@@ -8,6 +8,7 @@
 
 mod device;
 mod error;
+mod kept;
 mod memory;
 pub mod ops;
 pub mod optim;
@@ -18,6 +19,7 @@ mod tensor;
 
 pub use device::Device;
 pub use error::{EngineError, Result};
+pub use kept::Kept;
 pub use memory::{cpu_bytes_in_use, cpu_peak_bytes, reset_cpu_peak};
 pub use params::{ParamId, ParamInfo, Params, ParamsBuilder};
 pub use random::StepRng;

@@ -7,6 +7,7 @@
 use lacewing_engine::ops::{self, Activation, BlockIndex, Target};
 use lacewing_engine::optim::{AdamW, AdamWConfig, Optimizer, Sgd, SgdConfig};
 use lacewing_engine::{Cx, DType, Device, Params, ParamsBuilder, Result, StepRng, Tensor, Var};
+use lacewing_testkit::{gamma, uniform};
 use safetensors::SafeTensors;
 use std::sync::{Arc, LazyLock};
 
@@ -480,6 +481,33 @@ fn a_gradient_that_is_passed_on_is_not_written_over() {
         assert_eq!(take(&b), [1.0, 0.0, 0.0, 2.0], "{}", place.name());
         assert_eq!(take(&a), [2.0, 2.0, 6.0, 10.0], "{}", place.name());
         assert_eq!(take(&x), [1.0, 0.0, 0.0, 2.0], "{}", place.name());
+    }
+}
+
+#[test]
+fn a_kept_weight_follows_what_is_written() {
+    let (n_in, n_out) = (70, 50);
+    let params = places().remove(0).params;
+    let (evaluation, training) = (Cx::evaluation(params.clone()), Cx::training(params, StepRng::new(0, 0)));
+    let tensor = |seed, shape: &[usize]| {
+        Tensor::from_f32(&Device::Cpu, &uniform(seed, shape.iter().product()), shape).unwrap()
+    };
+    let (w, bias) = (tensor(1, &[n_out, n_in]), tensor(2, &[n_out]));
+    let kept = ops::PackedWeight::default();
+    let tolerance = (2.0 * gamma(n_in + 1) * (n_in + 1) as f64) as f32;
+    for (seed, rows) in [(3, 1), (4, 8), (4, 64), (5, 64), (6, 600)] {
+        w.set_f32(&uniform(seed, n_out * n_in)).unwrap();
+        let x = tensor(7, &[rows, n_in]);
+        for cx in [&evaluation, &training] {
+            let (x, w, bias) = (cx.constant(x.clone()), cx.leaf(w.clone()), cx.constant(bias.clone()));
+            let product = |packed| {
+                let y = ops::linear_packed(cx, &x, &w, Some(&bias), Activation::Relu, packed).unwrap();
+                y.value().to_f32().unwrap()
+            };
+            for (at, (y, plain)) in product(Some(&kept)).iter().zip(product(None)).enumerate() {
+                assert!((y - plain).abs() <= tolerance, "{rows} rows, {at}: {y}, not {plain}");
+            }
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! Dense products over strided views: `out = a b` or `out += a b`, and many of them at once.
 
 mod dots;
+mod panels;
 
 use crate::simd::product;
 use rayon::prelude::*;
 
 pub use crate::simd::{MatMut, MatRef};
+pub use panels::Packed;
 
 /// Whether a product may use every thread of the current rayon pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,12 @@ pub fn gemm(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: MatRef<'_>, par
         Parallelism::Pool => rayon::current_num_threads(),
     };
     product(out, accumulate, a, b, threads);
+}
+
+/// `out = a b`, or `out += a b` with `accumulate`, by a `b` that has been packed: as [`gemm`], for products of some rows
+/// ([`Packed::pays`]) faster. Panics if the shapes disagree, or unless the rows of `out` and `a` are contiguous.
+pub fn gemm_packed(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, parallelism: Parallelism) {
+    panels::product(out, accumulate, a, b, parallelism == Parallelism::Pool);
 }
 
 /// Rows of one task of [`batched`].

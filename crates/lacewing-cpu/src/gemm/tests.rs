@@ -83,11 +83,16 @@ fn the_number_of_threads_changes_no_bit() {
     for (m, k, n, by_columns) in [(300, 384, 200, false), (7, 130, 333, true), (190, 1540, 100, true)] {
         let (a, b) = (uniform(6, m * k), uniform(7, k * n));
         let product = |threads: usize| {
-            let mut out = vec![0.0; m * n];
+            let mut out = vec![0.0; 2 * m * n];
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
             let a = MatRef::row_major(&a, m, k);
             let b = if by_columns { MatRef::row_major(&b, n, k).t() } else { MatRef::row_major(&b, k, n) };
-            pool.install(|| gemm(MatMut::row_major(&mut out, m, n), false, a, b, Parallelism::Pool));
+            let (plain, by_panels) = out.split_at_mut(m * n);
+            pool.install(|| {
+                gemm(MatMut::row_major(plain, m, n), false, a, b, Parallelism::Pool);
+                let (by_panels, b) = (MatMut::row_major(by_panels, m, n), Packed::new(b, None));
+                gemm_packed(by_panels, false, a, &b, Parallelism::Pool);
+            });
             out
         };
         for level in Level::available() {
@@ -140,23 +145,73 @@ fn dot_products_meet_the_oracle_at_every_level() {
 }
 
 #[test]
+fn packed_products_meet_the_oracle_at_every_level() {
+    // Tiles of every height, panels and pieces that are not full, several runs, tasks that cut rows and columns.
+    let sizes = [
+        (1, 1, 1),
+        (2, 16, 48),
+        (3, 0, 5),
+        (0, 4, 4),
+        (4, 3, 0),
+        (7, 79, 50),
+        (13, 193, 97),
+        (29, 400, 31),
+        (150, 515, 130),
+        (300, 128, 145),
+    ];
+    for level in Level::available() {
+        with_level(level, || {
+            let mut memory = None;
+            for (m, k, n) in sizes {
+                let (a, b, start) = (uniform(8, m * k + 1), uniform(9, n * (k + 3)), uniform(10, m * n));
+                let a = MatRef::row_major(&a[1..], m, k);
+                let by_columns = MatRef::new(&b, n, k, k + 3, 1).t();
+                let turned: Vec<f32> = (0..k)
+                    .flat_map(|i| (0..n).map(move |c| (i, c)))
+                    .map(|(i, c)| by_columns.t().row(c)[i])
+                    .collect();
+                for b in [by_columns, MatRef::row_major(&turned, k, n)] {
+                    let packed = Packed::new(b, memory.take());
+                    for parallelism in [Parallelism::One, Parallelism::Pool] {
+                        let mut out = vec![f32::NAN; m * n];
+                        gemm_packed(MatMut::row_major(&mut out, m, n), false, a, &packed, parallelism);
+                        check(&out, &[], (m, k, n), a, by_columns);
+                        out.copy_from_slice(&start);
+                        gemm_packed(MatMut::row_major(&mut out, m, n), true, a, &packed, parallelism);
+                        check(&out, &start, (m, k, n), a, by_columns);
+                    }
+                    memory = Some(packed);
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn a_row_has_the_same_bits_among_others_as_alone() {
     let (m, k, n) = (45, 1100, 29);
     let (a, b) = (uniform(11, m * k), uniform(12, k * n));
     let b = MatRef::row_major(&b, n, k).t();
-    let product = |first: usize, rows: usize| {
+    let product = |first: usize, rows: usize, packed: Option<&Packed>| {
         let mut out = vec![f32::NAN; rows * n];
         let a = MatRef::row_major(&a, m, k).rows_at(first, rows);
-        gemm(MatMut::row_major(&mut out, rows, n), false, a, b, Parallelism::One);
+        let view = MatMut::row_major(&mut out, rows, n);
+        match packed {
+            Some(packed) => gemm_packed(view, false, a, packed, Parallelism::One),
+            None => gemm(view, false, a, b, Parallelism::One),
+        }
         out
     };
     for level in Level::available() {
         with_level(level, || {
-            let all = product(0, m);
-            for row in 0..m {
-                let alone = product(row, 1);
-                let same = alone.iter().zip(&all[row * n..]).all(|(a, b)| a.to_bits() == b.to_bits());
-                assert!(same, "row {row} at {level:?}");
+            let packed = Packed::new(b, None);
+            for packed in [None, Some(&packed)] {
+                let all = product(0, m, packed);
+                for row in 0..m {
+                    let alone = product(row, 1, packed);
+                    let same = alone.iter().zip(&all[row * n..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "row {row} at {level:?}, packed {}", packed.is_some());
+                }
             }
         });
     }

@@ -51,7 +51,8 @@ pub(super) struct Blocks {
 /// Where the weights of a step come from.
 #[derive(Debug)]
 pub(super) enum Source {
-    Param(usize),
+    /// With what a dense product by it keeps.
+    Param(usize, ops::PackedWeight),
     Tied(usize, GatherIndex),
     /// Flat, in the compute type.
     Constant(Tensor),
@@ -106,7 +107,7 @@ impl Product for Links {
                 y = step.run(cx, y, weights)?;
             }
             let w = cx.reshape(&source.get(cx, weights)?, &[sizes.q, sizes.p])?;
-            return ops::linear(cx, &y, &w, bias, act);
+            return ops::linear_packed(cx, &y, &w, bias, act, source.packed());
         }
         ops::bias_activation(cx, self.apply(cx, x, weights)?, bias, act)
     }
@@ -119,7 +120,7 @@ impl Step {
         Ok(match link {
             Link::Blocks { weights, .. } => {
                 let source = match weights {
-                    Weights::Param(param) => Source::Param(*param),
+                    Weights::Param(param) => Source::Param(*param, Default::default()),
                     Weights::Tied { param, gather } => Source::Tied(*param, indexed(gather)?),
                     Weights::Constant(values) => {
                         let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
@@ -139,7 +140,8 @@ impl Step {
             Step::Blocks(ref source, Blocks { groups, stride, q, p }) => {
                 let (w, blocks) = (source.get(cx, weights)?, groups * stride);
                 if blocks == 1 {
-                    return ops::linear(cx, &x, &cx.reshape(&w, &[q, p])?, None, Activation::Identity);
+                    let w = cx.reshape(&w, &[q, p])?;
+                    return ops::linear_packed(cx, &x, &w, None, Activation::Identity, source.packed());
                 }
                 let w = cx.reshape(&w, &[blocks, q, p])?;
                 if q.max(p) <= MAX_SIDE {
@@ -166,11 +168,16 @@ impl Blocks {
 }
 
 impl Source {
+    /// Where a dense product keeps them packed: not what is computed anew for each.
+    fn packed(&self) -> Option<&ops::PackedWeight> {
+        if let Self::Param(_, packed) = self { Some(packed) } else { None }
+    }
+
     /// The weights, flat.
     pub(super) fn get(&self, cx: &Cx, weights: &[Var]) -> Result<Var, EngineError> {
         let flat = |var: &Var| cx.reshape(var, &[var.value().len()]);
         match self {
-            Source::Param(param) => flat(&weights[*param]),
+            Source::Param(param, _) => flat(&weights[*param]),
             Source::Tied(param, index) => ops::gather(cx, &flat(&weights[*param])?, index),
             Source::Constant(values) => Ok(cx.constant(values.clone())),
             Source::Product(factors) => {

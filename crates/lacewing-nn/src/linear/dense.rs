@@ -11,11 +11,11 @@ pub(super) const KERNEL: Kernel = Kernel {
     about: "one dense product with bias and activation in its epilogue",
     accepts: |problem| matches!(problem.structure.form(), Form::Dense),
     pays: |_| true,
-    prepare: |_, _| Ok(Box::new(Dense)),
+    prepare: |_, _| Ok(Box::new(Dense::default())),
 };
 
-#[derive(Debug)]
-struct Dense;
+#[derive(Debug, Default)]
+struct Dense(ops::PackedWeight);
 
 impl Product for Dense {
     fn kernel(&self) -> String {
@@ -30,6 +30,6 @@ impl Product for Dense {
         bias: Option<&Var>,
         act: Activation,
     ) -> Result<Var, EngineError> {
-        ops::linear(cx, x, &weights[0], bias, act)
+        ops::linear_packed(cx, x, &weights[0], bias, act, Some(&self.0))
     }
 }
