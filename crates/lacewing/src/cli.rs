@@ -141,9 +141,12 @@ pub(crate) struct BenchArgs {
     /// Shares of the dense weights that may be stored: each structure named is taken at its largest size within
     #[arg(long, value_name = "D", num_args = 1.., default_values_t = [0.5, 0.25, 0.1, 0.05])]
     pub(crate) density: Vec<f64>,
-    /// Where to measure: cpu
+    /// Where to measure: cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
+    /// Type of activations and weights: f32, or bf16 on a GPU (default there)
+    #[arg(long, value_parser = ["f32", "bf16"])]
+    pub(crate) dtype: Option<String>,
     /// Measure the forward pass with the gradients of inputs and weights, not the forward pass alone
     #[arg(long)]
     pub(crate) backward: bool,

@@ -238,7 +238,7 @@ fn mistakes_are_named_before_anything_is_measured() {
         (&["--shapes", "0x5"], &["--shapes", "0x5"]),
         (&["--shapes", "99999999x99999999"], &["--shapes", "99999999x99999999"]),
         (&["--rows", "99999999999"], &["--rows", "99999999999"]),
-        (&["--device", "cuda:0"], &["--device", "cuda:0", "cpu"]),
+        (&["--dtype", "bf16"], &["--dtype", "bf16", "cpu", "f32"]),
         (&["--device", "gpu"], &["gpu", "cpu"]),
         (&["--csv", "no/such/folder/rows.csv"], &["--csv", "rows.csv"]),
         (&["--svg", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")], &["--svg", "Cargo.toml"]),

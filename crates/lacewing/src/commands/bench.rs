@@ -11,6 +11,7 @@ mod measure;
 mod model;
 mod output;
 mod peers;
+mod place;
 mod plot;
 mod report;
 
@@ -22,11 +23,12 @@ use csv::CsvFile;
 use error::BenchError;
 use indicatif::{ProgressBar, ProgressStyle};
 use lacewing_core::Rng;
-use lacewing_engine::{Device, Tensor};
+use lacewing_engine::Tensor;
 use machine::{Limits, Work};
 use measure::{Direction, Layer, compare};
 use output::Output;
 use peers::Peers;
+use place::Place;
 use report::{Measured, Report};
 use std::error::Error;
 use std::process::ExitCode;
@@ -35,16 +37,16 @@ use std::process::ExitCode;
 const SEED: u64 = 0;
 
 pub(super) fn run(args: BenchArgs) -> CommandResult {
-    let device = open(&args.device)?;
+    let place = Place::new(&args)?;
     let direction = if args.backward { Direction::Training } else { Direction::Forward };
     match &args.model {
-        Some(name) => model::run(name, &args, &device, direction),
-        None => layers(&args, &device, direction),
+        Some(name) => model::run(name, &args, &place, direction),
+        None => layers(&args, &place, direction),
     }
 }
 
 /// Measures single layers.
-fn layers(args: &BenchArgs, device: &Device, direction: Direction) -> CommandResult {
+fn layers(args: &BenchArgs, place: &Place, direction: Direction) -> CommandResult {
     let plan = Plan::new(args)?;
     let mut csv = args.csv.as_deref().map(CsvFile::create).transpose()?;
     let mut plots = Vec::new();
@@ -58,8 +60,8 @@ fn layers(args: &BenchArgs, device: &Device, direction: Direction) -> CommandRes
     plan.left_out.iter().for_each(|line| eprintln!("{line}"));
     let bar = ProgressBar::new(plan.n_rows() as u64);
     bar.set_style(ProgressStyle::with_template("{pos}/{len} {msg}  {elapsed}").expect("a valid template"));
-    let mut bench = Bench { device, direction, n_rows: &plan.rows, peers, bar: bar.clone() };
-    let (mut limits, mut measured, mut mistakes) = (Limits::measure(), Vec::new(), Vec::new());
+    let mut bench = Bench { place, direction, n_rows: &plan.rows, peers, bar: bar.clone() };
+    let (mut limits, mut measured, mut mistakes) = (Limits::measure(place)?, Vec::new(), Vec::new());
     for shape in plan.shapes {
         let before = measured.len();
         bench.shape(shape, &mut |row| {
@@ -67,7 +69,7 @@ fn layers(args: &BenchArgs, device: &Device, direction: Direction) -> CommandRes
             match row {
                 Ok(row) => {
                     if let Some(csv) = &mut csv {
-                        csv.add(&limits, &row.fields(&limits, device, direction))?;
+                        csv.add(&limits, &row.fields(&limits, place, direction))?;
                     }
                     measured.push(row);
                 }
@@ -78,11 +80,11 @@ fn layers(args: &BenchArgs, device: &Device, direction: Direction) -> CommandRes
         // They came by numbers of rows, and are read by structures.
         measured[before..].sort_by_key(|row| row.case);
         // What else runs on the machine comes and goes: a limit is what it did at its best.
-        limits = limits.or_better(Limits::measure());
+        limits = limits.or_better(Limits::measure(place)?);
     }
     bar.finish_and_clear();
     let skipped = bench.peers.map(|peers| peers.skipped.clone());
-    let report = Report::new(limits, device, direction, &measured, skipped);
+    let report = Report::new(limits, place, direction, &measured, skipped);
     print(&if args.json { format!("{:#}\n", report.to_json()) } else { report.to_string() })?;
     if let Some(csv) = csv {
         report.write_csv(csv)?;
@@ -100,14 +102,6 @@ fn outcome(mut mistakes: Vec<BenchError>) -> CommandResult {
     Err(last.into())
 }
 
-/// The device called `name`, if it is one that can be measured.
-fn open(name: &str) -> Result<Device, Box<dyn Error>> {
-    if name == "cuda" || name.starts_with("cuda:") {
-        return Err(BenchError::Device { name: name.to_owned() }.into());
-    }
-    Ok(Device::open(name)?)
-}
-
 /// Values of inputs and of outputs' gradients.
 fn draw(len: usize, rng: &mut Rng) -> Vec<f32> {
     (0..len).map(|_| rng.uniform(-1.0, 1.0) as f32).collect()
@@ -115,7 +109,7 @@ fn draw(len: usize, rng: &mut Rng) -> Vec<f32> {
 
 /// What all shapes have in common.
 struct Bench<'a> {
-    device: &'a Device,
+    place: &'a Place,
     direction: Direction,
     n_rows: &'a [usize],
     peers: Option<Peers>,
@@ -148,7 +142,7 @@ impl Bench<'_> {
     /// Every structure of a shape at every number of rows. All are checked first; then those of one number of rows are
     /// timed one after another, directly after the other libraries' dense products that they are compared with.
     fn shape(&mut self, shape: ShapeCases, sink: &mut Sink<'_>) -> Result<(), Box<dyn Error>> {
-        let dense = Layer::new(self.device, shape.dense)?;
+        let dense = Layer::new(self.place, shape.dense)?;
         let (n_in, n_out) = shape.size;
         let mut cases = Vec::new();
         for case in shape.cases {
@@ -166,10 +160,10 @@ impl Bench<'_> {
                     dense_peers = Some(peers.dense(shape.size, rows)?);
                 }
                 let pass = |layer: &Layer| layer.pass(self.direction, &input, &seed).map(drop);
-                let times = compare(self.device, [&|| pass(&dense), &|| pass(layer)])?;
+                let times = compare(&self.place.device, [&|| pass(&dense), &|| pass(layer)])?;
                 let structure = layer.structure();
-                let [work, dense_work] =
-                    [structure, dense.structure()].map(|s| Work::of(s, rows, self.direction));
+                let [work, dense_work] = [structure, dense.structure()]
+                    .map(|s| Work::of(s, rows, self.direction, self.place.dtype));
                 let mut peers = dense_peers.clone();
                 if let (Some(all), Some(libraries)) = (&mut peers, &mut self.peers) {
                     all.extend(libraries.sparse(label, structure, rows)?);
@@ -197,8 +191,8 @@ impl Bench<'_> {
     /// The layer of `case`, checked at every number of rows: the definition's weight, which takes long to make and is
     /// large, is needed for nothing else.
     fn checked(&self, case: Case, sink: &mut Sink<'_>) -> Result<Checked, Box<dyn Error>> {
-        let layer = Layer::new(self.device, case.structure)?;
-        let (oracle, mut right) = (Oracle::new(&layer)?, Vec::new());
+        let layer = Layer::new(self.place, case.structure)?;
+        let (oracle, mut right) = (Oracle::new(self.place, &layer)?, Vec::new());
         let (n_in, n_out) = (layer.structure().n_in(), layer.structure().n_out());
         for &rows in self.n_rows {
             let mistake = self.mistake(&layer, &oracle, self.inputs((n_in, n_out), rows)?)?;
@@ -215,9 +209,9 @@ impl Bench<'_> {
     fn inputs(&self, (n_in, n_out): (usize, usize), rows: usize) -> Result<Inputs, Box<dyn Error>> {
         let mut rng = Rng::new(SEED).fork("bench");
         let (x, dy) = (draw(rows * n_in, &mut rng), draw(rows * n_out, &mut rng));
-        let input = Tensor::from_f32(self.device, &x, &[rows, n_in])?;
-        let seed = Tensor::from_f32(self.device, &dy, &[rows, n_out])?;
-        Ok(Inputs { x, dy, input, seed, rng })
+        let input = self.place.tensor(&x, &[rows, n_in])?;
+        let seed = self.place.tensor(&dy, &[rows, n_out])?;
+        Ok(Inputs { x: input.to_f32()?, dy: seed.to_f32()?, input, seed, rng })
     }
 
     /// What is wrong with the outputs of `layer`, or with its gradients where they are measured.
@@ -228,7 +222,7 @@ impl Bench<'_> {
         Inputs { x, dy, input, seed, mut rng }: Inputs,
     ) -> Result<Option<Mistake>, Box<dyn Error>> {
         let dy = thinned(&dy, layer.structure().n_out());
-        let seed = Tensor::from_f32(self.device, &dy, seed.shape())?;
+        let seed = self.place.tensor(&dy, seed.shape())?;
         let y = layer.pass(self.direction, &input, &seed)?.to_f32()?;
         let mut found = oracle.check(layer, &x, &y, &mut rng);
         if self.direction == Direction::Training && found.is_ok() {

@@ -3,6 +3,7 @@
 
 use super::gradient::{Terms, gradients};
 use super::measure::{Gradients, Layer};
+use super::place::{Place, stored};
 use lacewing_core::{Rng, rounding};
 use lacewing_engine::EngineError;
 
@@ -30,17 +31,23 @@ pub(super) struct Oracle {
     dense: Option<Vec<f64>>,
     /// Roundings on the way from an input to an output or back.
     depth: usize,
+    /// Relative errors of what is stored on that way, and of what comes out, where it is not in f32.
+    stored: f64,
+    result: f64,
 }
 
 impl Oracle {
-    pub(super) fn new(layer: &Layer) -> Result<Self, EngineError> {
+    pub(super) fn new(place: &Place, layer: &Layer) -> Result<Self, EngineError> {
         let (structure, params) = (layer.structure(), layer.values()?);
         let dense = structure.to_dense(&slices(&params));
         // Factors that are multiplied out first add the roundings of a dense product, merged ones those of longer sums.
         let kernel = layer.kernel();
         let composed = if kernel.contains("composed") { structure.n_in() + structure.n_out() } else { 0 };
         let longer = if kernel.contains("merged") { 4 } else { 1 };
-        Ok(Self { dense, depth: longer * rounding::depth(structure) + composed + 4, params })
+        let depth = longer * rounding::depth(structure) + composed + 4;
+        let times = stored(structure) + usize::from(composed > 0);
+        let result = place.roundoff();
+        Ok(Self { dense, depth, stored: (1.0 + result).powi(times as i32) - 1.0, result, params })
     }
 
     /// Compares a few rows of `y [rows, n_out]` with the definition's for `x [rows, n_in]`: each output to
@@ -58,7 +65,7 @@ impl Oracle {
             };
             let sums = rounding::magnitude(structure, &slices(&self.params), &x);
             let what = |at| format!("output {at} of row {row}");
-            compare(layer, what, &y[row * n_out..][..n_out], &expected, &sums, self.depth)?;
+            self.compare(layer, what, &y[row * n_out..][..n_out], &expected, &sums, self.depth)?;
         }
         Ok(())
     }
@@ -93,12 +100,35 @@ impl Oracle {
         );
         let found = rows.iter().flat_map(|&row| &got.x[row * n_in..][..n_in]).copied().collect::<Vec<_>>();
         let place = |at: usize| format!("gradient of input {} of row {}", at % n_in, rows[at / n_in]);
-        compare(layer, place, &found, &expected.x, &sums.x, self.depth)?;
+        self.compare(layer, place, &found, &expected.x, &sums.x, self.depth)?;
         let specs = structure.params();
         for (which, spec) in specs.iter().enumerate() {
             let place = |at| format!("gradient of `{}`[{at}]", spec.name);
             let depth = self.depth + got.x.len() / n_in;
-            compare(layer, place, &got.params[which], &expected.params[which], &sums.params[which], depth)?;
+            let (got, expected) = (&got.params[which], &expected.params[which]);
+            self.compare(layer, place, got, expected, &sums.params[which], depth)?;
+        }
+        Ok(())
+    }
+
+    /// Whether each value is within `γ_depth · sum` of what it should be, and what storing it took.
+    fn compare(
+        &self,
+        layer: &Layer,
+        what: impl Fn(usize) -> String,
+        got: &[f32],
+        expected: &[f64],
+        sums: &[f64],
+        depth: usize,
+    ) -> Result<(), Mistake> {
+        for (at, ((&got, &expected), &sum)) in got.iter().zip(expected).zip(sums).enumerate() {
+            let computed = bound(depth, sum) + self.stored * sum;
+            let bound = computed + self.result * (expected.abs() + computed);
+            // Not "greater than the bound": a NaN is a mistake as well.
+            if (f64::from(got) - expected).abs() <= bound {
+                continue;
+            }
+            return Err(Mistake { kernel: layer.kernel(), what: what(at), got, expected, bound });
         }
         Ok(())
     }
@@ -112,26 +142,6 @@ pub(super) fn thinned(dy: &[f32], n_out: usize) -> Vec<f32> {
     let keep = |row: usize| (rows - 1 - row).is_multiple_of(step);
     let rows = dy.chunks(n_out).enumerate();
     rows.flat_map(|(row, dy)| dy.iter().map(move |&dy| if keep(row) { dy } else { 0.0 })).collect()
-}
-
-/// Whether each value is within `γ_depth · sum` of what it should be.
-fn compare(
-    layer: &Layer,
-    what: impl Fn(usize) -> String,
-    got: &[f32],
-    expected: &[f64],
-    sums: &[f64],
-    depth: usize,
-) -> Result<(), Mistake> {
-    for (at, ((&got, &expected), &sum)) in got.iter().zip(expected).zip(sums).enumerate() {
-        let bound = bound(depth, sum);
-        // Not "greater than the bound": a NaN is a mistake as well.
-        if (f64::from(got) - expected).abs() <= bound {
-            continue;
-        }
-        return Err(Mistake { kernel: layer.kernel(), what: what(at), got, expected, bound });
-    }
-    Ok(())
 }
 
 /// `γ_k · sum` with γ_k = k u / (1 − k u), u the unit roundoff of f32, and as many of the least normal numbers for what
@@ -167,14 +177,16 @@ fn product(w: &[f64], x: &[f64]) -> Vec<f64> {
 mod tests {
     use super::super::measure::Direction;
     use super::*;
-    use lacewing_engine::{Device, Tensor};
+    use lacewing_engine::{DType, Device, Tensor};
+
+    const CPU: Place = Place { device: Device::Cpu, dtype: DType::F32 };
 
     /// Calls `check` for a layer of every structure, with its oracle.
     fn for_each_layer(check: impl Fn(&str, &Layer, &Oracle)) {
         for kind in lacewing_core::structures() {
             let structure = lacewing_core::build(&kind.name.into(), 256, 512, 1, None).unwrap();
-            let layer = Layer::new(&Device::Cpu, structure).unwrap();
-            let oracle = Oracle::new(&layer).unwrap();
+            let layer = Layer::new(&CPU, structure).unwrap();
+            let oracle = Oracle::new(&CPU, &layer).unwrap();
             check(kind.name, &layer, &oracle);
         }
     }
@@ -199,6 +211,22 @@ mod tests {
                 assert_eq!(mistake.what, "output 7 of row 1", "{name}");
             }
         });
+    }
+
+    #[test]
+    fn outputs_in_bf16_may_be_rounded_once_and_no_more_where_nothing_is_stored_between() {
+        let bf16 = Place { device: Device::Cpu, dtype: DType::Bf16 };
+        let structure = lacewing_core::build(&"dense".into(), 64, 8, 1, None).unwrap();
+        let layer = Layer::new(&CPU, structure).unwrap();
+        let oracle = Oracle::new(&bf16, &layer).unwrap();
+        let mut rng = Rng::new(2);
+        let x = draw(64, &mut rng);
+        let input = Tensor::from_f32(&Device::Cpu, &x, &[1, 64]).unwrap();
+        let seed = Tensor::zeros(&Device::Cpu, input.dtype(), &[1, 8]).unwrap();
+        let y = layer.pass(Direction::Forward, &input, &seed).unwrap().to_f32().unwrap();
+        let off = |by: f32| y.iter().map(|y| y * (1.0 + by)).collect::<Vec<_>>();
+        assert!(oracle.check(&layer, &x, &off(2f32.powi(-8)), &mut rng).is_ok());
+        assert!(oracle.check(&layer, &x, &off(1.1 * 2f32.powi(-8)), &mut rng).is_err());
     }
 
     #[test]

@@ -10,11 +10,17 @@ use std::path::PathBuf;
 /// Why a bench cannot start, or what it found wrong.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BenchError {
-    /// A device that is not measured.
-    #[error("--device: bench measures on cpu only, not on {name}")]
-    Device {
-        /// Its name.
-        name: String,
+    /// A type that the device has no products in.
+    #[error("--dtype: {device} has no products in bf16; expected f32")]
+    Bf16 {
+        /// The device.
+        device: String,
+    },
+    /// Other libraries are measured on the host alone.
+    #[error("--peers: other libraries are measured on cpu, not on {device}")]
+    Peers {
+        /// The device.
+        device: String,
     },
     /// A config that does not fit a shape.
     #[error("--structures: `{structure}` cannot be built at {n_in}x{n_out}: {source}")]

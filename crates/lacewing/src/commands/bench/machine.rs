@@ -1,25 +1,41 @@
 //! The machine: what it is, what it can do at most, and how long a structure's work would take it then.
 
 use super::measure::Direction;
-use lacewing_core::Structure;
+use super::place::Place;
+use super::{SEED, draw};
+use lacewing_core::{Rng, Structure};
 use lacewing_cpu::peak;
 use lacewing_cpu::simd::Level;
+use lacewing_engine::ops::{matmul, scale};
+use lacewing_engine::{Cx, DType, Device, EngineError, ParamsBuilder, Var};
 use serde_json::{Value, json};
 use std::fmt;
+use std::time::Instant;
 
 /// Bytes that are read again and again to measure reads: from what a core's cache holds to what none does.
 const BUFFERS: [usize; 6] = [256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20];
 
+/// The same on a GPU: from what its cache holds to what it does not.
+const GPU_BUFFERS: [usize; 2] = [16 << 20, 1 << 30];
+
+/// Rows and columns of the product that measures a GPU's operations, and how often each measurement is repeated.
+const GPU_PRODUCT: usize = 8192;
+const GPU_REPEATS: usize = 8;
+
+/// What computes.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Machine {
+    /// Model of the CPU, as the system calls it, instruction set and threads of the kernels.
+    Cpu { name: String, level: Level, threads: usize },
+    /// Model of the GPU, and the type of its products.
+    Gpu { name: String, dtype: &'static str },
+}
+
 /// The machine and its measured limits.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Limits {
-    /// Model of the CPU, as the system calls it.
-    pub(super) cpu: String,
-    /// Instruction set of the kernels.
-    pub(super) level: Level,
-    /// Threads of the kernels.
-    pub(super) threads: usize,
-    /// Operations a second in f32.
+    pub(super) machine: Machine,
+    /// Operations a second.
     pub(super) flops_per_s: f64,
     /// Bytes read a second from buffers of so many bytes, the smallest first; the last is memory's.
     pub(super) reads: Vec<(usize, f64)>,
@@ -27,14 +43,30 @@ pub(super) struct Limits {
 
 impl Limits {
     /// Measures them: about a second.
-    pub(super) fn measure() -> Self {
-        Self {
-            cpu: cpu(),
-            level: Level::current(),
-            threads: peak::threads(),
-            flops_per_s: peak::flops_per_s(),
-            reads: BUFFERS.map(|bytes| (bytes, peak::bytes_per_s(bytes))).to_vec(),
+    pub(super) fn measure(place: &Place) -> Result<Self, EngineError> {
+        let Device::Cuda(gpu) = &place.device else {
+            let machine = Machine::Cpu { name: cpu(), level: Level::current(), threads: peak::threads() };
+            let reads = BUFFERS.map(|bytes| (bytes, peak::bytes_per_s(bytes))).to_vec();
+            return Ok(Self { machine, flops_per_s: peak::flops_per_s(), reads });
+        };
+        let machine = Machine::Gpu { name: gpu.properties().name.clone(), dtype: place.dtype_name() };
+        let cx = Cx::evaluation(ParamsBuilder::new(place.device.clone(), place.dtype)?.build()?);
+        let drawn = |len: usize| -> Result<Var, EngineError> {
+            let values = draw(len, &mut Rng::new(SEED).fork("limits"));
+            Ok(cx.constant(place.tensor(&values, &[1, len])?))
+        };
+        // Not zeros, which cost a chip less power than values do.
+        let square = cx.reshape(&drawn(GPU_PRODUCT * GPU_PRODUCT)?, &[1, GPU_PRODUCT, GPU_PRODUCT])?;
+        let seconds = fastest(&place.device, &|| matmul(&cx, &square, &square).map(drop))?;
+        let flops_per_s = 2.0 * (GPU_PRODUCT as f64).powi(3) / seconds;
+        let mut reads = Vec::new();
+        for bytes in GPU_BUFFERS {
+            // Half of it is read, half written.
+            let half = drawn(bytes / 2 / place.dtype.bytes())?;
+            let seconds = fastest(&place.device, &|| scale(&cx, &half, 2.0).map(drop))?;
+            reads.push((bytes, bytes as f64 / seconds));
         }
+        Ok(Self { machine, flops_per_s, reads })
     }
 
     /// The better of two measurements of one machine, limit by limit.
@@ -72,29 +104,50 @@ impl Limits {
     pub(super) fn to_json(&self) -> Value {
         let reads =
             self.reads.iter().map(|(bytes, rate)| json!({ "buffer_bytes": bytes, "gb_per_s": rate / 1e9 }));
-        json!({
-            "cpu": self.cpu,
-            "level": format!("{:?}", self.level).to_lowercase(),
-            "threads": self.threads,
-            "gflops_peak": self.flops_per_s / 1e9,
-            "read_gb_per_s": self.memory() / 1e9,
-            "reads": reads.collect::<Vec<_>>(),
-        })
+        let mut machine = match &self.machine {
+            Machine::Cpu { name, level, threads } => {
+                json!({ "cpu": name, "level": format!("{level:?}").to_lowercase(), "threads": threads })
+            }
+            Machine::Gpu { name, dtype } => json!({ "gpu": name, "dtype": dtype }),
+        };
+        machine["gflops_peak"] = (self.flops_per_s / 1e9).into();
+        machine["read_gb_per_s"] = (self.memory() / 1e9).into();
+        machine["reads"] = reads.collect::<Vec<_>>().into();
+        machine
     }
 }
 
 impl fmt::Display for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}, {} threads, {}; at most {:.1} GFLOP/s in f32, reads {:.1} GB/s from memory",
-            self.cpu,
-            self.threads,
-            format!("{:?}", self.level).to_lowercase(),
-            self.flops_per_s / 1e9,
-            self.memory() / 1e9,
-        )
+        let dtype = match &self.machine {
+            Machine::Cpu { name, level, threads } => {
+                write!(f, "{name}, {threads} threads, {}", format!("{level:?}").to_lowercase())?;
+                "f32"
+            }
+            Machine::Gpu { name, dtype } => {
+                f.write_str(name)?;
+                dtype
+            }
+        };
+        let (gflops, memory) = (self.flops_per_s / 1e9, self.memory() / 1e9);
+        write!(f, "; at most {gflops:.1} GFLOP/s in {dtype}, reads {memory:.1} GB/s from memory")
     }
+}
+
+/// Seconds of a pass at its fastest.
+fn fastest(device: &Device, pass: &dyn Fn() -> Result<(), EngineError>) -> Result<f64, EngineError> {
+    let mut least = f64::INFINITY;
+    for _ in 0..3 {
+        pass()?;
+        device.synchronize()?;
+        let start = Instant::now();
+        for _ in 0..GPU_REPEATS {
+            pass()?;
+        }
+        device.synchronize()?;
+        least = least.min(start.elapsed().as_secs_f64() / GPU_REPEATS as f64);
+    }
+    Ok(least)
 }
 
 /// The CPU's name on Linux; elsewhere its architecture.
@@ -117,11 +170,13 @@ pub(super) struct Work {
 
 impl Work {
     /// A pass over `rows` rows. Training is three products: the output, the gradient of the input, and that of the
-    /// values, which is added to what is there.
-    pub(super) fn of(structure: &dyn Structure, rows: usize, direction: Direction) -> Self {
-        let counts = structure.counts();
-        let activations = 4.0 * rows as f64 * (structure.n_in() + structure.n_out()) as f64;
-        let (flops, stored) = (2.0 * rows as f64 * counts.macs as f64, counts.bytes as f64);
+    /// values, which is added in f32 to what is there.
+    pub(super) fn of(structure: &dyn Structure, rows: usize, direction: Direction, dtype: DType) -> Self {
+        let (counts, bytes) = (structure.counts(), dtype.bytes() as f64);
+        let activations = bytes * rows as f64 * (structure.n_in() + structure.n_out()) as f64;
+        // Counted are values in f32.
+        let stored = counts.bytes as f64 - (4.0 - bytes) * counts.parameters as f64;
+        let flops = 2.0 * rows as f64 * counts.macs as f64;
         let held = stored + activations;
         match direction {
             Direction::Forward => Self { flops, bytes: held, held },
@@ -141,14 +196,14 @@ mod tests {
     #[test]
     fn work_is_bounded_by_the_slower_of_computing_and_moving() {
         let dense = lacewing_core::build(&"dense".into(), 10, 20, 0, None).unwrap();
-        let forward = Work::of(dense.as_ref(), 3, Direction::Forward);
+        let forward = Work::of(dense.as_ref(), 3, Direction::Forward, DType::F32);
         assert_eq!(forward, Work { flops: 1200.0, bytes: 1160.0, held: 1160.0 });
-        let training = Work::of(dense.as_ref(), 3, Direction::Training);
+        let training = Work::of(dense.as_ref(), 3, Direction::Training, DType::F32);
         assert_eq!(training, Work { flops: 3600.0, bytes: 4280.0, held: 1160.0 });
+        let half = Work::of(dense.as_ref(), 3, Direction::Forward, DType::Bf16);
+        assert_eq!(half, Work { flops: 1200.0, bytes: 580.0, held: 580.0 });
         let limits = |flops_per_s, reads: &[(usize, f64)]| Limits {
-            cpu: String::new(),
-            level: Level::Scalar,
-            threads: 1,
+            machine: Machine::Cpu { name: String::new(), level: Level::Scalar, threads: 1 },
             flops_per_s,
             reads: reads.to_vec(),
         };

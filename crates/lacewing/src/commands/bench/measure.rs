@@ -1,7 +1,8 @@
 //! Timing: two layers, or two models, in turns, so that what else the machine does falls on both.
 
+use super::place::Place;
 use lacewing_core::Structure;
-use lacewing_engine::{Cx, DType, Device, EngineError, StepRng, Tensor};
+use lacewing_engine::{Cx, Device, EngineError, StepRng, Tensor};
 use lacewing_nn::{Built, Linear, LinearOptions, ModelBuilder, NnError};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -61,15 +62,15 @@ pub(super) struct Gradients {
     pub(super) params: Vec<Vec<f32>>,
 }
 
-/// A linear layer without a bias, in f32.
+/// A linear layer without a bias.
 pub(super) struct Layer {
     linear: Linear,
     built: Built,
 }
 
 impl Layer {
-    pub(super) fn new(device: &Device, structure: Box<dyn Structure>) -> Result<Self, NnError> {
-        let mut builder = ModelBuilder::new(device.clone(), DType::F32, super::SEED)?;
+    pub(super) fn new(place: &Place, structure: Box<dyn Structure>) -> Result<Self, NnError> {
+        let mut builder = ModelBuilder::new(place.device.clone(), place.dtype, super::SEED)?;
         let options = LinearOptions { bias: false, ..LinearOptions::default() };
         let linear = builder.root().linear_of("layer", structure, None, options)?;
         Ok(Self { linear, built: builder.finish()? })
@@ -84,9 +85,10 @@ impl Layer {
         self.linear.kernel()
     }
 
-    /// The structure's parameters.
+    /// The structure's parameters as products read them.
     pub(super) fn values(&self) -> Result<Vec<Vec<f64>>, EngineError> {
-        let read = |&id| Ok(self.built.params.master(id).to_f32()?.into_iter().map(f64::from).collect());
+        let params = &self.built.params;
+        let read = |&id| Ok(params.compute(id).to_f32()?.into_iter().map(f64::from).collect());
         self.linear.weights().iter().map(read).collect()
     }
 

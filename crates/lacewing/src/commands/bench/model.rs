@@ -8,13 +8,15 @@ use super::csv::CsvFile;
 use super::error::BenchError;
 use super::machine::Limits;
 use super::measure::{Direction, Times, compare};
+use super::place::Place;
 use super::{SEED, draw};
 use crate::cli::BenchArgs;
 use crate::commands::info::find_model;
 use crate::commands::print;
 use indicatif::{ProgressBar, ProgressStyle};
 use lacewing_core::Rng;
-use lacewing_engine::{Cx, DType, Device, StepRng, Tensor};
+use lacewing_engine::ops::cast;
+use lacewing_engine::{Cx, StepRng, Tensor};
 use lacewing_models::{BuiltModel, ModelConfig, ModelError};
 use lacewing_nn::ModelBuilder;
 use lacewing_train::recipe::{RecipeError, parse_value};
@@ -27,11 +29,15 @@ use std::process::ExitCode;
 /// Values of a batch of pictures: 1 GiB in f32.
 const MOST: usize = 1 << 28;
 
+/// How often what a layer reads and writes is rounded where it is stored: its weight, its input, its output, and what the
+/// norm before or the sum after it makes of them.
+const STORED: f64 = 4.0;
+
 /// Measures the model called `name` as `args` ask for.
 pub(super) fn run(
     name: &str,
     args: &BenchArgs,
-    device: &Device,
+    place: &Place,
     direction: Direction,
 ) -> Result<ExitCode, Box<dyn Error>> {
     let config = config(name, args)?;
@@ -45,9 +51,9 @@ pub(super) fn run(
         ProgressStyle::with_template("{pos}/{len} batch sizes {msg}  {elapsed}").expect("a valid template"),
     );
     bar.set_message("checking");
-    let bench = ModelBench::new(&config, device, direction, &args.batch)?;
+    let bench = ModelBench::new(&config, place, direction, &args.batch)?;
     bar.set_message("");
-    let (limits, mut rows, mut mistakes) = (Limits::measure(), Vec::new(), Vec::new());
+    let (limits, mut rows, mut mistakes) = (Limits::measure(place)?, Vec::new(), Vec::new());
     for at in 0..bench.batches.len() {
         match bench.wrong(at)? {
             Some(mistake) => mistakes.push(mistake),
@@ -61,7 +67,7 @@ pub(super) fn run(
         }
         bar.inc(1);
     }
-    let limits = limits.or_better(Limits::measure());
+    let limits = limits.or_better(Limits::measure(place)?);
     bar.finish_and_clear();
     let rows: Vec<Map<String, Value>> =
         rows.into_iter().map(|(batch, times)| bench.row(&limits, batch, times)).collect();
@@ -139,7 +145,7 @@ struct Batch {
 /// A model and its dense twin with random weights, and their inputs.
 struct ModelBench<'a> {
     name: &'static str,
-    device: &'a Device,
+    place: &'a Place,
     direction: Direction,
     own: BuiltModel,
     dense: BuiltModel,
@@ -151,11 +157,12 @@ struct ModelBench<'a> {
 impl<'a> ModelBench<'a> {
     fn new(
         config: &ModelConfig,
-        device: &'a Device,
+        place: &'a Place,
         direction: Direction,
         sizes: &[usize],
     ) -> Result<Self, Box<dyn Error>> {
-        let builder = || ModelBuilder::new(device.clone(), DType::F32, SEED).map_err(ModelError::from);
+        let device = &place.device;
+        let builder = || ModelBuilder::new(device.clone(), place.dtype, SEED).map_err(ModelError::from);
         let own = config.build(builder()?)?;
         wake(&own)?;
         let (reference, depth) = defined(config, &own, device)?;
@@ -172,7 +179,7 @@ impl<'a> ModelBench<'a> {
         }
         // The computed tolerance: twice what it does to this model when every weight of a layer is off by as much as
         // rounding can take a product of any layer.
-        perturb(&reference, gamma(depth))?;
+        perturb(&reference, gamma(depth) + STORED * place.roundoff())?;
         for batch in &mut batches {
             let off = found(&reference, direction, &batch.images, &batch.seed, &shared)?;
             batch.bounds = [
@@ -182,7 +189,7 @@ impl<'a> ModelBench<'a> {
         }
         drop(reference);
         let dense = config.clone().dense_twin().build(builder()?)?;
-        Ok(Self { name: config.name(), device, direction, own, dense, shared, batches })
+        Ok(Self { name: config.name(), place, direction, own, dense, shared, batches })
     }
 
     /// What is wrong with the results for a batch, if anything is.
@@ -206,7 +213,7 @@ impl<'a> ModelBench<'a> {
     fn times(&self, at: usize) -> Result<Times, Box<dyn Error>> {
         let Batch { images, seed, .. } = &self.batches[at];
         let run = |built| pass(built, self.direction, images, seed).map(drop);
-        Ok(compare(self.device, [&|| run(&self.dense), &|| run(&self.own)])?)
+        Ok(compare(&self.place.device, [&|| run(&self.dense), &|| run(&self.own)])?)
     }
 
     fn row(&self, limits: &Limits, batch: usize, times: Times) -> Map<String, Value> {
@@ -221,8 +228,8 @@ impl<'a> ModelBench<'a> {
         let fields = json!({
             "model": self.name,
             "batch": batch,
-            "dtype": "f32",
-            "device": self.device.to_string(),
+            "dtype": self.place.dtype_name(),
+            "device": self.place.device.to_string(),
             "direction": self.direction.name(),
             "ms": times.ms,
             "ms_spread": times.ms_spread,
@@ -255,7 +262,7 @@ fn pass(
         Direction::Training => {
             let cx = Cx::training(params, StepRng::new(0, 0));
             let logits = built.model.forward(&cx, images)?;
-            cx.backward(&logits, seed.clone())?;
+            cx.backward(&logits, cast(seed, logits.value().dtype())?)?;
             Ok(logits.value().clone())
         }
     }
@@ -321,10 +328,13 @@ fn table(rows: &[Map<String, Value>]) -> String {
 mod tests {
     use super::reference::weight_of;
     use super::*;
+    use lacewing_engine::{DType, Device};
+
+    const CPU: Place = Place { device: Device::Cpu, dtype: DType::F32 };
 
     fn bench(model: Value, direction: Direction) -> ModelBench<'static> {
         let config = ModelConfig::from_json(&model).unwrap();
-        ModelBench::new(&config, &Device::Cpu, direction, &[1, 3]).unwrap()
+        ModelBench::new(&config, &CPU, direction, &[1, 3]).unwrap()
     }
 
     #[test]

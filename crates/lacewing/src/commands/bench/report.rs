@@ -5,9 +5,9 @@ use super::error::BenchError;
 use super::machine::{Limits, Work};
 use super::measure::{Direction, Times};
 use super::peers::{PeerTimes, Skipped};
+use super::place::Place;
 use super::plot::{self, Point, Series};
 use crate::commands::info::settings;
-use lacewing_engine::Device;
 use lacewing_train::report::{Align, Table};
 use serde_json::{Map, Value, json};
 use std::fmt;
@@ -43,10 +43,10 @@ impl Measured {
     pub(super) fn fields(
         &self,
         limits: &Limits,
-        device: &Device,
+        place: &Place,
         direction: Direction,
     ) -> Vec<Map<String, Value>> {
-        Row::of(limits, device, direction, self).into_iter().map(|row| row.fields).collect()
+        Row::of(limits, place, direction, self).into_iter().map(|row| row.fields).collect()
     }
 }
 
@@ -79,7 +79,7 @@ struct Row {
 
 impl Row {
     /// Ours, then those that it is compared with where other libraries were asked.
-    fn of(limits: &Limits, device: &Device, direction: Direction, measured: &Measured) -> Vec<Self> {
+    fn of(limits: &Limits, place: &Place, direction: Direction, measured: &Measured) -> Vec<Self> {
         let &Measured { ref label, density, ref kernel, ref times, work, dense_work, .. } = measured;
         let peers = measured.peers.as_deref().unwrap_or_default();
         let others = peers.iter().filter(|peer| peer.dense);
@@ -113,14 +113,14 @@ impl Row {
             let &PeerTimes { ref peer, ref kernel, ms, ms_spread, .. } = peer;
             Run { peer, structure, density, kernel, ms, ms_spread, work, settings: structure.to_owned() }
         });
-        let row = |run| Self::new(limits, device, direction, measured, &best, run);
+        let row = |run| Self::new(limits, place, direction, measured, &best, run);
         let own = Self { own: true, ..row(own) };
         std::iter::once(own).chain(dense.into_iter().chain(others).map(row)).collect()
     }
 
     fn new(
         limits: &Limits,
-        device: &Device,
+        place: &Place,
         direction: Direction,
         measured: &Measured,
         (dense_ms, dense_by): &(f64, String),
@@ -133,8 +133,8 @@ impl Row {
             "n_in": measured.n_in,
             "n_out": measured.n_out,
             "rows": measured.rows,
-            "dtype": "f32",
-            "device": device.to_string(),
+            "dtype": place.dtype_name(),
+            "device": place.device.to_string(),
             "direction": direction.name(),
             "ms": run.ms,
             "ms_spread": run.ms_spread,
@@ -235,12 +235,12 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn new(
         limits: Limits,
-        device: &Device,
+        place: &Place,
         direction: Direction,
         measured: &[Measured],
         skipped: Option<Vec<Skipped>>,
     ) -> Self {
-        let rows = measured.iter().flat_map(|one| Row::of(&limits, device, direction, one)).collect();
+        let rows = measured.iter().flat_map(|one| Row::of(&limits, place, direction, one)).collect();
         Self { limits, direction, rows, skipped }
     }
 
