@@ -2,8 +2,10 @@
 //! instructions under them. Threads are rayon's; every split depends on shapes only, so results do not depend
 //! on timing. The crate knows no tensor and no tape.
 
+pub mod activation;
 pub mod chain;
 pub mod dsd;
+pub mod finish;
 pub mod gemm;
 pub mod map;
 pub mod math;

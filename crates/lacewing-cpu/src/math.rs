@@ -140,4 +140,4 @@ pub fn gelu_tanh_derivative<I: Isa>(isa: I, x: I::V) -> I::V {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,7 +2,8 @@
 //! differences, on every device there is. `LACEWING_TEST_CUDA=1` adds the GPU, in f32 and bf16.
 
 use lacewing_core::{Chain, Gather, Link};
-use lacewing_engine::ops::{self, ChainPlan, GatherIndex, Window};
+use lacewing_cpu::finish::Target;
+use lacewing_engine::ops::{self, ACTIVATIONS, Activation, BlockIndex, ChainPlan, GatherIndex, Window};
 use lacewing_engine::{Cx, DType, Device, Params, ParamsBuilder, Result, StepRng, Tensor, Var};
 use lacewing_testkit::{
     UNIT_BF16, UNIT_F32, assert_gradient, assert_within, gamma_of, slopes, uniform, widen,
@@ -187,17 +188,90 @@ fn packed_weights_of_a_chain_are_those_of_now() {
             for again in 0..3 {
                 let cx = Cx::evaluation(place.params.clone());
                 let vars = weights.each_ref().map(|w| cx.leaf(w.clone()));
-                let y = ops::chain(&cx, &cx.leaf(x.clone()), &vars, &plan).unwrap();
+                let y =
+                    ops::chain(&cx, &cx.leaf(x.clone()), &vars, &plan, None, Activation::Identity).unwrap();
                 let w: Vec<Vec<f32>> = weights.iter().map(|w| w.to_f32().unwrap()).collect();
                 let w: Vec<&[f32]> = w.iter().map(Vec::as_slice).collect();
                 let mut want = vec![0.0; rows * 32];
                 lacewing_cpu::chain::Plan::new(&chain)
                     .unwrap()
-                    .forward(&w, &x.to_f32().unwrap(), &mut want)
+                    .forward(&w, &x.to_f32().unwrap(), Target::row_major(&mut want, rows, 32))
                     .unwrap();
                 assert_eq!(y.value().to_f32().unwrap(), want, "{rows} rows, time {again}");
             }
             weights[1].write().iter_mut().for_each(|w| *w = 0.5 - *w);
         }
+    }
+}
+
+/// What ends a product in its own pass over the sums, and what does while its tiles are in cache, is the same function.
+#[test]
+fn bias_and_activation_at_the_end_of_a_product_are_those_of_the_separate_op() {
+    type Op<'a> = &'a dyn Fn(&Cx, &[Var], Option<&Var>, Activation) -> Result<Var>;
+    let links = vec![Link::blocks(0, 2, 16, 16), Link::blocks(1, 2, 24, 16)];
+    let plan = ChainPlan::new(&Chain { n_in: 32, n_in_ext: 32, n_out_ext: 48, n_out: 48, links });
+    let plan = Arc::new(plan.unwrap());
+    let chain: Op<'_> = &|cx, v, bias, act| ops::chain(cx, &v[0], &v[1..], &plan, bias, act);
+    for place in places() {
+        let device = place.device();
+        let index = BlockIndex::new(&device, (48, 32), (16, 16), &[(0, 1), (2, 0), (2, 1)]).unwrap();
+        let blocks: Op<'_> =
+            &|cx, v, bias, act| ops::block_sparse_linear(cx, &v[0], &v[1], &index, bias, act);
+        let cases = [("blocks", blocks, &[768][..]), ("chain", chain, &[512, 768])];
+        let cases = cases.into_iter().filter(|(name, ..)| *name == "blocks" || matches!(device, Device::Cpu));
+        for (name, op, weights) in cases {
+            for ((act_name, act), biased) in ACTIVATIONS.iter().flat_map(|act| [(act, false), (act, true)]) {
+                for rows in [3, 70] {
+                    let case = format!("{name}, {act_name}, {rows} rows, bias {biased}, {}", place.name());
+                    let tensor = |seed, shape: &[usize]| {
+                        let values = uniform(seed, shape.iter().product());
+                        let values = Tensor::from_f32(&device, &values, shape).unwrap();
+                        ops::cast(&values, place.dtype).unwrap()
+                    };
+                    let run = |cx: Cx, fused: bool| {
+                        let mut vars = vec![cx.leaf(tensor(1, &[2, rows, 32]))];
+                        vars.extend(weights.iter().map(|&len| cx.leaf(tensor(len as u64, &[len]))));
+                        let bias = biased.then(|| cx.leaf(tensor(3, &[48])));
+                        let y = match fused {
+                            true => op(&cx, &vars, bias.as_ref(), *act).unwrap(),
+                            false => {
+                                let y = op(&cx, &vars, None, Activation::Identity).unwrap();
+                                ops::bias_activation(&cx, y, bias.as_ref(), *act).unwrap()
+                            }
+                        };
+                        let mut all = vec![y.value().to_f32().unwrap()];
+                        if y.is_tracked() {
+                            let mut gradients = cx.backward(&y, tensor(4, y.shape())).unwrap();
+                            vars.extend(bias);
+                            all.extend(vars.iter().map(|v| gradients.take(v).unwrap().to_f32().unwrap()));
+                        }
+                        all
+                    };
+                    let training = || Cx::training(place.params.clone(), StepRng::new(0, 0));
+                    let want = run(training(), false);
+                    assert_eq!(run(training(), true), want, "{case}");
+                    assert_eq!(run(Cx::evaluation(place.params.clone()), true), want[..1], "{case}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bias_that_does_not_fit_is_named() {
+    let place = places().swap_remove(0);
+    let cx = Cx::evaluation(place.params.clone());
+    let of = |shape: &[usize]| cx.constant(Tensor::zeros(&Device::Cpu, DType::F32, shape).unwrap());
+    let (x, bias) = (of(&[2, 4]), of(&[3]));
+    let index = BlockIndex::new(&Device::Cpu, (4, 4), (4, 4), &[(0, 0)]).unwrap();
+    let links = vec![Link::blocks(0, 1, 4, 4)];
+    let plan = ChainPlan::new(&Chain { n_in: 4, n_in_ext: 4, n_out_ext: 4, n_out: 4, links });
+    let plan = Arc::new(plan.unwrap());
+    for result in [
+        ops::block_sparse_linear(&cx, &x, &of(&[16]), &index, Some(&bias), Activation::Identity),
+        ops::chain(&cx, &x, &[of(&[16])], &plan, Some(&bias), Activation::Identity),
+    ] {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("bias") && error.contains("[4]"), "{error}");
     }
 }

@@ -257,7 +257,8 @@ fn patterns_meet_the_oracle() {
             ops::scatter_blocks(cx, &v[0], &BlockIndex::new(&place.device(), shape, block, at)?)
         });
         check(&format!("product_{name}"), &["x", "v"], |place, cx, v| {
-            ops::block_sparse_linear(cx, &v[0], &v[1], &BlockIndex::new(&place.device(), shape, block, at)?)
+            let index = BlockIndex::new(&place.device(), shape, block, at)?;
+            ops::block_sparse_linear(cx, &v[0], &v[1], &index, None, Activation::Identity)
         });
     }
 }
@@ -274,7 +275,8 @@ fn a_block_sparse_product_sees_what_was_written_to_its_values() {
     let product = |index: &BlockIndex, values: &Tensor| {
         let cx = Cx::evaluation(params.clone());
         let (x, values) = (cx.constant(x.clone()), cx.constant(values.clone()));
-        ops::block_sparse_linear(&cx, &x, &values, index).unwrap().value().to_f32().unwrap()
+        let y = ops::block_sparse_linear(&cx, &x, &values, index, None, Activation::Identity).unwrap();
+        y.value().to_f32().unwrap()
     };
     let values =
         [3, 7].map(|step| Tensor::from_f32(&Device::Cpu, &numbers(512, step), &[2, 16, 16]).unwrap());

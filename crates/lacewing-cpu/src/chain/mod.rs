@@ -11,9 +11,10 @@ mod weights;
 
 pub use plan::Plan;
 
+use crate::finish::Target;
 use crate::parallel::{TASK, elements_per_task, within_pool};
 use crate::scratch::{Aligned, scratch};
-use crate::simd::{Level, MAX_LANES};
+use crate::simd::{Level, MAX_LANES, MatMut};
 use products::Blocks;
 use rayon::prelude::*;
 use thiserror::Error;
@@ -47,6 +48,8 @@ const TASK_MACS: usize = 1 << 20;
 const SHARED_WEIGHTS: usize = 256 * 1024;
 /// Of what the outputs of a task are then a multiple: whole groups of packed weights, and tiles of those that are not.
 const SHARED_OUTPUTS: usize = 48;
+/// Outputs that are written and finished at a time: of two registers of rows at most 32 KiB.
+const STRIP: usize = 256;
 /// Rows from which on weights are packed first.
 const PACKED_ROWS: usize = 64;
 /// Elements that all partial sums of weight gradients together should not exceed,
@@ -82,15 +85,15 @@ impl Tile {
 }
 
 impl Plan {
-    /// `y = W x` for each row, `weights` being the factors' blocks `[blocks, q, p]` in the order of the chain.
+    /// `y = W x` for each row, finished, `weights` being the factors' blocks `[blocks, q, p]` in the order of the chain.
     ///
     /// Shapes: `x [rows, n_in]`, `y [rows, n_out]`.
     ///
     /// # Errors
     ///
     /// [`ChainError`] naming the operand of the wrong length.
-    pub fn forward(&self, weights: &[&[f32]], x: &[f32], y: &mut [f32]) -> Result<(), ChainError> {
-        let rows = self.check(weights, x.len(), y.len())?;
+    pub fn forward(&self, weights: &[&[f32]], x: &[f32], y: Target<'_>) -> Result<(), ChainError> {
+        let rows = self.check_product(weights, x.len(), &y)?;
         let level = Level::current();
         let one_task = self.one_task(level, rows);
         pooled(one_task, rows, || {
@@ -123,9 +126,9 @@ impl Plan {
         weights: &[&[f32]],
         packed: &Packed,
         x: &[f32],
-        y: &mut [f32],
+        y: Target<'_>,
     ) -> Result<(), ChainError> {
-        let rows = self.check(weights, x.len(), y.len())?;
+        let rows = self.check_product(weights, x.len(), &y)?;
         let &Packed { level, ref memory } = packed;
         expect_len("packed weights".into(), memory.get().len(), self.packed_len(level, false))?;
         let blocks = self.blocks(weights, level, false, memory.get());
@@ -160,20 +163,16 @@ impl Plan {
     }
 
     /// `y = W x` by the factors' `blocks`.
-    fn run(&self, blocks: &[Blocks<'_>], level: Level, x: &[f32], y: &mut [f32]) {
-        if y.is_empty() {
-            return;
-        }
-        let (rows, widest) = (y.len() / self.n_out, self.widest());
+    fn run(&self, blocks: &[Blocks<'_>], level: Level, x: &[f32], y: Target<'_>) {
+        let (rows, widest) = (y.rows(), self.widest());
         if self.shares(rows) {
             let tile = Tile::new(level, 1);
-            let tiles = x.chunks(tile.rows * self.n_in).zip(y.chunks_mut(tile.rows * self.n_out));
+            let tiles = x.chunks(tile.rows * self.n_in).zip(y.bands(tile.rows));
             return tiles.for_each(|(x, y)| self.forward_shared(blocks, x, y, tile, widest));
         }
         let (tile, per_task) = self.cut(level, rows);
-        let tasks = y.par_chunks_mut(per_task * self.n_out).enumerate();
-        tasks.for_each(|(task, y)| {
-            let x = rows_of(x, task * per_task, y.len() / self.n_out, self.n_in);
+        let tasks: Vec<_> = x.chunks(per_task * self.n_in).zip(y.bands(per_task)).collect();
+        tasks.into_par_iter().for_each(|(x, y)| {
             scratch(2 * widest * tile.rows, |memory| match tile.registers {
                 1 => forward_tiles::<1>(self, blocks, x, y, tile, memory),
                 _ => forward_tiles::<2>(self, blocks, x, y, tile, memory),
@@ -245,7 +244,7 @@ impl Plan {
     }
 
     /// One tile of one register, its factors' outputs shared among threads.
-    fn forward_shared(&self, blocks: &[Blocks<'_>], x: &[f32], y: &mut [f32], tile: Tile, widest: usize) {
+    fn forward_shared(&self, blocks: &[Blocks<'_>], x: &[f32], y: Target<'_>, tile: Tile, widest: usize) {
         let Tile { level, rows, .. } = tile;
         scratch(2 * widest * rows, |memory| {
             let (mut from, mut to) = memory.split_at_mut(widest * rows);
@@ -261,7 +260,9 @@ impl Plan {
                 to[width * rows..][..rows].fill(0.0);
                 (from, to) = (to, from);
             }
-            level.run(tile::Write::<1> { tile: from, at: &self.outputs, cols: self.n_out, y });
+            let from = &*from;
+            let strips: Vec<_> = y.strips(STRIP).zip(self.outputs.chunks(STRIP)).collect();
+            strips.into_par_iter().for_each(|(y, at)| write::<1>(from, at, y, level));
         });
     }
 
@@ -336,6 +337,13 @@ impl Plan {
     }
 
     /// Rows of x and y, where all lengths fit.
+    fn check_product(&self, weights: &[&[f32]], x: usize, y: &Target<'_>) -> Result<usize, ChainError> {
+        let rows = self.check(weights, x, y.rows() * y.cols())?;
+        expect_len("a row of y".into(), y.cols(), self.n_out)?;
+        Ok(rows)
+    }
+
+    /// The same, of y by its length.
     fn check(&self, weights: &[&[f32]], x: usize, y: usize) -> Result<usize, ChainError> {
         expect_len("weights".into(), weights.len(), self.factors.len())?;
         for (at, (w, factor)) in weights.iter().zip(&self.factors).enumerate() {
@@ -381,20 +389,28 @@ fn forward_tiles<const R: usize>(
     plan: &Plan,
     blocks: &[Blocks<'_>],
     x: &[f32],
-    y: &mut [f32],
+    y: Target<'_>,
     tile: Tile,
     memory: &mut [f32],
 ) {
     let half = memory.len() / 2;
     let (mut from, mut to) = memory.split_at_mut(half);
-    for (x, y) in x.chunks(tile.rows * plan.n_in).zip(y.chunks_mut(tile.rows * plan.n_out)) {
+    for (x, y) in x.chunks(tile.rows * plan.n_in).zip(y.bands(tile.rows)) {
         tile.level.run(tile::Read::<R> { x, cols: plan.n_in, tile: from });
         for (factor, &blocks) in plan.factors.iter().zip(blocks) {
             apply::<R, false>(blocks, from, &factor.reads, factor.blocks * blocks.n, to, tile);
             (from, to) = (to, from);
         }
-        tile.level.run(tile::Write::<R> { tile: from, at: &plan.outputs, cols: plan.n_out, y });
+        for (y, at) in y.strips(STRIP).zip(plan.outputs.chunks(STRIP)) {
+            write::<R>(from, at, y, tile.level);
+        }
     }
+}
+
+/// Some outputs, which are finished while they are near.
+fn write<const R: usize>(tile: &[f32], at: &[u32], mut y: Target<'_>, level: Level) {
+    level.run(tile::Write::<R> { tile, at, y: y.sums() });
+    y.finish(level);
 }
 
 /// All `n_out` outputs of a factor, and the feature of zeros after them.
@@ -468,8 +484,9 @@ impl Backward<'_> {
                 }
             }
             if let Some(dx) = &mut dx {
-                let y = &mut dx[at * rows * plan.n_in..][..x.len()];
-                tile.level.run(tile::Write::<R> { tile: from, at: &plan.inputs, cols: plan.n_in, y });
+                let dx = &mut dx[at * rows * plan.n_in..][..x.len()];
+                let y = MatMut::row_major(dx, x.len() / plan.n_in, plan.n_in);
+                tile.level.run(tile::Write::<R> { tile: from, at: &plan.inputs, y });
             }
         }
     }

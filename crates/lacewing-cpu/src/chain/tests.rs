@@ -1,6 +1,7 @@
 //! Chains at every level against f64, and what is refused.
 
 use super::*;
+use crate::activation::tests::{ALL, exact};
 use crate::simd::{Level, with_level};
 use lacewing_core::{Chain, Gather, Link, Weights};
 use lacewing_testkit::{assert_within, gamma, uniform, widen};
@@ -137,6 +138,7 @@ fn chains_and_their_gradients_meet_the_oracle_at_every_level() {
         let w: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
         let terms: usize =
             chain.links.iter().map(|link| link.sizes().0.min(1 + link.macs()) + 2).sum::<usize>();
+        let bias = uniform(3, chain.n_out);
         for rows in [1, 16, 33, 70] {
             let (x, dy) = (uniform(1, rows * chain.n_in), uniform(2, rows * chain.n_out));
             let steps = oracle(&chain, &params, &widen(&x), false);
@@ -155,15 +157,45 @@ fn chains_and_their_gradients_meet_the_oracle_at_every_level() {
                 let start: Vec<Vec<f32>> = w.iter().map(|w| vec![0.5; w.len()]).collect();
                 let mut dw = start.clone();
                 with_level(level, || {
-                    plan.forward(&w, &x, &mut y).unwrap();
+                    plan.forward(&w, &x, Target::row_major(&mut y, rows, chain.n_out)).unwrap();
                     let (packed, mut same) = (plan.pack(&w, None).unwrap(), vec![f32::NAN; dy.len()]);
-                    plan.forward_packed(&w, &packed, &x, &mut same).unwrap();
+                    let to = Target::row_major(&mut same, rows, chain.n_out);
+                    plan.forward_packed(&w, &packed, &x, to).unwrap();
                     assert_eq!(same, y, "{what}, packed");
                     let mut wanted: Vec<Option<&mut [f32]>> =
                         dw.iter_mut().map(|dw| Some(dw.as_mut_slice())).collect();
                     plan.gradients(&w, &x, &dy, Some(&mut dx), &mut wanted).unwrap();
                 });
                 assert_within(&y, steps.last().unwrap(), &bound(sizes.last().unwrap(), terms), &what);
+                for (at, act) in ALL.into_iter().enumerate() {
+                    let what = format!("{what}, {act:?}");
+                    let (want, size) = (steps.last().unwrap(), sizes.last().unwrap());
+                    let (sums, y): (Vec<_>, Vec<_>) = (0..y.len())
+                        .map(|i| {
+                            let bias = f64::from(bias[i % chain.n_out]);
+                            let sum = (want[i] + bias, gamma(terms + 1) * (size[i] + bias.abs()));
+                            (sum, exact(act, sum.0, sum.1))
+                        })
+                        .unzip();
+                    let check = |got: &[f32], (want, bound): (Vec<f64>, Vec<f64>)| {
+                        assert_within(got, &want, &bound, &what);
+                    };
+                    let [mut pre, mut got] = [(); 2].map(|()| vec![f32::NAN; dy.len()]);
+                    let kept = (rows + at).is_multiple_of(2);
+                    let activated = kept.then(|| MatMut::row_major(&mut got, rows, chain.n_out));
+                    let to =
+                        Target::row_major(&mut pre, rows, chain.n_out).ending(Some(&bias), act, activated);
+                    with_level(level, || match at / 2 {
+                        0 => plan.forward(&w, &x, to).unwrap(),
+                        _ => plan.forward_packed(&w, &plan.pack(&w, None).unwrap(), &x, to).unwrap(),
+                    });
+                    if kept {
+                        check(&pre, sums.into_iter().unzip());
+                        check(&got, y.into_iter().unzip());
+                    } else {
+                        check(&pre, y.into_iter().unzip());
+                    }
+                }
                 assert_within(&dx, back.last().unwrap(), &bound(sizes_back.last().unwrap(), terms), &what);
                 let links = chain.links.iter().enumerate().filter(|(_, link)| link.macs() > 0);
                 for ((at, link), dw) in links.zip(&dw) {
@@ -224,17 +256,20 @@ fn what_has_no_plan_or_does_not_fit_is_said() {
     let tied = Weights::Tied { param: 0, gather: Gather::select(1, &[0, 0]) };
     let plan =
         Plan::new(&chain(vec![Link::Blocks { weights: tied, groups: 1, stride: 2, q: 1, p: 1 }])).unwrap();
-    let refused =
-        |w: &[&[f32]], x: usize, y: usize| plan.forward(w, &vec![0.0; x], &mut vec![0.0; y]).unwrap_err();
+    let refused = |w: &[&[f32]], x: usize, y: usize| {
+        plan.forward(w, &vec![0.0; x], Target::row_major(&mut vec![0.0; y], y / 2, 2)).unwrap_err()
+    };
     let error = |operand: &str, expected, got| ChainError { operand: operand.into(), expected, got };
     assert_eq!(refused(&[], 2, 2), error("weights", 1, 0));
     assert_eq!(refused(&[&[0.0]], 2, 2), error("weight 0", 2, 1));
     assert_eq!(refused(&[&[0.0; 2]], 3, 2), error("x", 2, 3));
     assert_eq!(refused(&[&[0.0; 2]], 4, 2), error("y", 4, 2));
+    let narrow = plan.forward(&[&[0.0; 2]], &[0.0; 2], Target::row_major(&mut [0.0; 2], 2, 1));
+    assert_eq!(narrow, Err(error("a row of y", 2, 1)));
     assert_eq!(plan.pack(&[], None).unwrap_err(), error("weights", 1, 0));
     let wide = Plan::new(&chain(vec![Link::blocks(0, 1, 16, 16)])).unwrap();
     let packed = wide.pack(&[&[0.0; 256]], None).unwrap();
-    let other = plan.forward_packed(&[&[0.0; 2]], &packed, &[0.0; 2], &mut [0.0; 2]);
+    let other = plan.forward_packed(&[&[0.0; 2]], &packed, &[0.0; 2], Target::row_major(&mut [0.0; 2], 1, 2));
     assert_eq!(other, Err(error("packed weights", 0, 256)));
     let short = plan.gradients(&[&[0.0; 2]], &[0.0; 2], &[0.0; 2], Some(&mut [0.0]), &mut [None]);
     assert_eq!(short, Err(error("dx", 2, 1)));

@@ -1,6 +1,6 @@
 //! Rows to tiles and back.
 
-use crate::simd::{Isa, MAX_LANES, Vectorize};
+use crate::simd::{Isa, MAX_LANES, MatMut, Vectorize};
 
 /// `x [rows, cols]` to `[cols + 1, R · LANES]`: missing rows are zero, and so is the last feature.
 pub(super) struct Read<'a, const R: usize> {
@@ -35,12 +35,11 @@ impl<const R: usize> Vectorize for Read<'_, R> {
     }
 }
 
-/// The features `at [terms, cols]` of a tile, added, to `y [rows, cols]`.
+/// The features `at [terms, cols]` of a tile, added, to `y [rows, cols]`: all outputs, or some.
 pub(super) struct Write<'a, const R: usize> {
     pub(super) tile: &'a [f32],
     pub(super) at: &'a [u32],
-    pub(super) cols: usize,
-    pub(super) y: &'a mut [f32],
+    pub(super) y: MatMut<'a>,
 }
 
 impl<const R: usize> Vectorize for Write<'_, R> {
@@ -48,8 +47,8 @@ impl<const R: usize> Vectorize for Write<'_, R> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { tile, at, cols, y } = self;
-        let (size, rows) = (R * I::LANES, y.len() / cols);
+        let Self { tile, at, mut y } = self;
+        let (size, rows, cols) = (R * I::LANES, y.rows(), y.cols());
         for first in (0..cols).step_by(I::LANES) {
             let width = I::LANES.min(cols - first);
             for r in 0..R {
@@ -62,7 +61,7 @@ impl<const R: usize> Vectorize for Write<'_, R> {
                 }
                 isa.transpose(&mut square);
                 for (row, &v) in (r * I::LANES..rows).zip(&square[..I::LANES]) {
-                    let to = &mut y[row * cols + first..][..width];
+                    let to = &mut y.row_mut(row)[first..][..width];
                     if width == I::LANES { isa.store(to, v) } else { isa.store_partial(to, v) }
                 }
             }

@@ -3,6 +3,7 @@
 //! Nothing is transposed or packed, which would cost as much as the product. The gradients are those of the panels.
 
 use super::{Blocks, panels};
+use crate::finish::Target;
 use crate::parallel::share;
 use crate::simd::{Isa, Level, MAX_LANES, Vectorize};
 
@@ -14,22 +15,25 @@ const TASK_VALUES: usize = 32 * 1024;
 const TASKS: usize = 16;
 
 /// `y (+)= x Wᵀ`: here for few rows, else by panels.
-pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
-    let rows = y.len() / blocks.n_out.max(1);
+pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: Target<'_>, accumulate: bool) {
+    let rows = y.rows();
     if rows > MOST_ROWS || blocks.bc < 8 || blocks.n_in == 0 {
         return panels::forward(blocks, values, x, y, accumulate);
     }
     let parts = (values.len() * rows / TASK_VALUES).clamp(1, TASKS);
     let mut tasks = Vec::new();
-    for (x, mut y) in x.chunks_exact(blocks.n_in).zip(y.chunks_exact_mut(blocks.n_out)) {
+    for (x, mut right) in x.chunks_exact(blocks.n_in).zip(y.bands(1)) {
         for groups in blocks.by_row.parts(parts.div_ceil(rows)) {
-            let (own, rest) = y.split_at_mut(groups.len() * blocks.br);
-            tasks.push((x, groups.start, own));
-            y = rest;
+            let (left, rest) = right.split_cols(groups.len() * blocks.br);
+            tasks.push((x, groups.start, left));
+            right = rest;
         }
     }
     let level = Level::current();
-    share(tasks, |(x, first, y)| level.run(Dots { blocks, values, x, first, y, accumulate }));
+    share(tasks, |(x, first, mut y)| {
+        level.run(Dots { blocks, values, x, first, y: y.sums().row_mut(0), accumulate });
+        y.finish(level);
+    });
 }
 
 /// The outputs of some groups, for one row.

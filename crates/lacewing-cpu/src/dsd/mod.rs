@@ -15,6 +15,7 @@ mod reference;
 mod small;
 mod tiles;
 
+use crate::finish::Target;
 use crate::scratch::Aligned;
 use elements::Elements;
 use order::Order;
@@ -140,6 +141,15 @@ impl Blocks {
         }
         Ok(rows)
     }
+
+    /// [`Blocks::rows`] of a forward product, whose matrix says itself how long its rows are.
+    fn rows_of_product(&self, values: usize, x: usize, y: &Target<'_>) -> Result<usize, DsdError> {
+        let rows = self.rows(values, ("x", x), ("y", y.rows() * y.cols()))?;
+        if y.cols() == self.n_out {
+            return Ok(rows);
+        }
+        Err(DsdError::Len { operand: "a row of y", expected: self.n_out, got: y.cols() })
+    }
 }
 
 /// A way to multiply by a block-sparse weight. Sizes have been checked by the callers below.
@@ -149,8 +159,9 @@ pub struct Kernel {
     pub name: &'static str,
     /// Whether it takes these blocks.
     pub accepts: fn(&Blocks) -> bool,
-    forward: fn(&Blocks, &[f32], &[f32], &mut [f32], bool),
-    input_gradient: fn(&Blocks, &[f32], &[f32], &mut [f32], bool),
+    /// Finishes what it has written.
+    forward: fn(&Blocks, &[f32], &[f32], Target<'_>, bool),
+    input_gradient: fn(&Blocks, &[f32], &[f32], Target<'_>, bool),
     weight_gradient: fn(&Blocks, &[f32], &[f32], &mut [f32]),
     packing: Option<Packing>,
 }
@@ -161,7 +172,7 @@ struct Packing {
     /// The fewest rows that it is faster for than [`Kernel::forward`], not counting what packing takes.
     from_rows: usize,
     pack: fn(&Blocks, &[f32], &mut [f32]),
-    forward: fn(&Blocks, &[f32], &[f32], &mut [f32], bool),
+    forward: fn(&Blocks, &[f32], &[f32], Target<'_>, bool),
 }
 
 /// A weight's values in the order that one kernel's forward product reads them: for products that share them.
@@ -178,7 +189,8 @@ pub fn select(blocks: &Blocks) -> &'static Kernel {
 }
 
 impl Kernel {
-    /// `y [rows, n_out] = x [rows, n_in] Wᵀ`, or `y += …` with `accumulate`. Cost `2 · rows · nnz · br · bc` flops.
+    /// `y [rows, n_out] = x [rows, n_in] Wᵀ`, or `y += …` with `accumulate`, finished. Cost `2 · rows · nnz · br · bc`
+    /// flops.
     ///
     /// # Errors
     ///
@@ -188,10 +200,10 @@ impl Kernel {
         blocks: &Blocks,
         values: &[f32],
         x: &[f32],
-        y: &mut [f32],
+        y: Target<'_>,
         accumulate: bool,
     ) -> Result<(), DsdError> {
-        if blocks.rows(values.len(), ("x", x.len()), ("y", y.len()))? > 0 {
+        if blocks.rows_of_product(values.len(), x.len(), &y)? > 0 {
             (self.forward)(blocks, values, x, y, accumulate);
         }
         Ok(())
@@ -229,11 +241,11 @@ impl Kernel {
         blocks: &Blocks,
         Packed(packed): &Packed,
         x: &[f32],
-        y: &mut [f32],
+        y: Target<'_>,
         accumulate: bool,
     ) -> Result<(), DsdError> {
         let values = packed.get();
-        if blocks.rows(values.len(), ("x", x.len()), ("y", y.len()))? > 0 {
+        if blocks.rows_of_product(values.len(), x.len(), &y)? > 0 {
             let forward = self.packing.as_ref().map_or(self.forward, |packing| packing.forward);
             forward(blocks, values, x, y, accumulate);
         }
@@ -253,7 +265,9 @@ impl Kernel {
         dx: &mut [f32],
         accumulate: bool,
     ) -> Result<(), DsdError> {
-        if blocks.rows(values.len(), ("dx", dx.len()), ("dy", dy.len()))? > 0 {
+        let rows = blocks.rows(values.len(), ("dx", dx.len()), ("dy", dy.len()))?;
+        if rows > 0 {
+            let dx = Target::row_major(dx, rows, blocks.n_in);
             (self.input_gradient)(blocks, values, dy, dx, accumulate);
         }
         Ok(())

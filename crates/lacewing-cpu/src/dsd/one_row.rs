@@ -7,6 +7,7 @@
 //! a bit for each input there is, or two bytes.
 
 use super::order::Order;
+use crate::finish::Target;
 use crate::parallel::share;
 use crate::scratch::scratch;
 use crate::simd::{Isa, Level, MAX_LANES, MatMut, Vectorize};
@@ -94,13 +95,13 @@ pub(super) fn product(
     order: &Order,
     values: &[f32],
     (x, n_in): (&[f32], usize),
-    (y, n_out): (&mut [f32], usize),
+    y: Target<'_>,
     accumulate: bool,
 ) {
     let columns = order.columns.get_or_init(|| Columns::new(order, n_in));
-    let rows = y.len() / n_out;
+    let (rows, n_out) = (y.rows(), y.cols());
     let mut tasks = Vec::new();
-    let mut right = MatMut::row_major(y, rows, n_out);
+    let mut right = y;
     let cost = (values.len() + n_out * OUTPUT_VALUES) * rows;
     for outputs in order.parts((cost / TASK_VALUES).clamp(1, TASKS)) {
         let (left, rest) = right.split_cols(outputs.len());
@@ -109,8 +110,10 @@ pub(super) fn product(
     }
     let level = Level::current();
     let run = |x: &[f32], quads: &[[f32; 4]]| {
-        share(tasks, |(outputs, y)| {
+        share(tasks, |(outputs, mut target)| {
+            let y = target.sums();
             level.run(Sums { order, columns, values, x, n_in, quads, outputs, y, accumulate });
+            target.finish(level);
         });
     };
     if rows == 1 || matches!(columns, Columns::Bits(_) | Columns::Picks { .. }) {

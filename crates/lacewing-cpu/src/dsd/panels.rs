@@ -8,6 +8,7 @@
 use super::order::Order;
 use super::tiles::{self, At, Direct, PIECE, Pack, Packed, Source};
 use super::{Blocks, Kernel, Packing, dots, outer};
+use crate::finish::Target;
 use crate::parallel::share;
 use crate::scratch::scratch;
 use crate::simd::{Isa, Level, MAX_LANES, MatMut, MatRef, Vectorize};
@@ -36,11 +37,13 @@ const FEW_ROWS: usize = 32;
 const OFTEN: usize = 16;
 /// How often a copy of a column is read, at least, for tasks to have their own.
 const WORTH: usize = 8;
+/// Elements of a strip of outputs that is finished while it is near: 64 KiB.
+const FINISHED: usize = 16 * 1024;
 /// Values that one task turns.
 const TURNED: usize = 16 * 1024;
 
 /// `y (+)= x Wᵀ`, the blocks turned once.
-pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
+pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: Target<'_>, accumulate: bool) {
     scratch(values.len(), |turned| {
         turn(blocks, values, turned);
         forward_turned(blocks, turned, x, y, accumulate);
@@ -48,14 +51,14 @@ pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: &mut [f32],
 }
 
 /// `y (+)= x Wᵀ` with blocks that [`turn`] has turned.
-fn forward_turned(blocks: &Blocks, turned: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
+fn forward_turned(blocks: &Blocks, turned: &[f32], x: &[f32], y: Target<'_>, accumulate: bool) {
     let (br, bc) = (blocks.br, blocks.bc);
-    products(&blocks.by_row, turned, (bc, br), (x, blocks.n_in), (y, blocks.n_out), accumulate);
+    products(&blocks.by_row, turned, (bc, br), (x, blocks.n_in), y, accumulate);
 }
 
-fn input_gradient(blocks: &Blocks, values: &[f32], dy: &[f32], dx: &mut [f32], accumulate: bool) {
+fn input_gradient(blocks: &Blocks, values: &[f32], dy: &[f32], dx: Target<'_>, accumulate: bool) {
     let (br, bc) = (blocks.br, blocks.bc);
-    products(&blocks.by_col, values, (br, bc), (dy, blocks.n_out), (dx, blocks.n_in), accumulate);
+    products(&blocks.by_col, values, (br, bc), (dy, blocks.n_out), dx, accumulate);
 }
 
 /// Every block `[br, bc]` as `[bc, br]`.
@@ -109,16 +112,16 @@ fn products(
     panels: &[f32],
     (inner, width): (usize, usize),
     (x, n_in): (&[f32], usize),
-    (y, n_out): (&mut [f32], usize),
+    y: Target<'_>,
     accumulate: bool,
 ) {
-    if n_out == 0 {
+    if y.cols() == 0 {
         return;
     }
     // Once, so that what is packed is tiled for the level that will read it.
     let level = Level::current();
-    let rows = y.len() / n_out;
-    let (x, y) = (MatRef::row_major(x, rows, n_in), MatMut::row_major(y, rows, n_out));
+    let rows = y.rows();
+    let x = MatRef::row_major(x, rows, n_in);
     let uses = groups.inputs.len() * inner / n_in.max(1);
     let few = if width >= 2 * level.lanes() { rows <= MANY_ROWS } else { rows <= FEW_ROWS && uses < OFTEN };
     let direct = few && inner.is_multiple_of(Direct::LEAST);
@@ -126,10 +129,7 @@ fn products(
     let most = TASKS.div_ceil(rows.div_ceil(band).max(1));
     let parts = if direct { most } else { (uses / WORTH).clamp(1, most) };
     let mut tasks = Vec::new();
-    let mut below = y;
-    for first in (0..rows).step_by(band) {
-        let (mut right, rest) = below.split_rows(band.min(rows - first));
-        below = rest;
+    for (first, mut right) in (0..rows).step_by(band).zip(y.bands(band)) {
         let x = x.rows_at(first, right.rows());
         for range in groups.parts(parts) {
             let (y, rest) = right.split_cols(range.len() * width);
@@ -138,15 +138,25 @@ fn products(
         }
     }
     share(tasks, |(x, range, y)| {
+        let near = (FINISHED / (y.rows() * width)).max(1);
+        let by_strips = |product: &dyn Fn(Range<usize>, MatMut<'_>)| {
+            for (start, mut strip) in range.clone().step_by(near).zip(y.strips(near * width)) {
+                product(start..range.end.min(start + near), strip.sums());
+                strip.finish(level);
+            }
+        };
         if direct {
             let x = Direct::new(x, inner);
-            level.run(Products { groups, panels, inner, width, range, x, y, accumulate });
-            return;
+            return by_strips(&|range, y| {
+                level.run(Products { groups, panels, inner, width, range, x, y, accumulate });
+            });
         }
         scratch(tiles::len(n_in, inner, band), |to| {
             level.run(Pack { to, from: x, inner, width });
             let x = Packed::new(to, n_in, inner);
-            level.run(Products { groups, panels, inner, width, range, x, y, accumulate });
+            by_strips(&|range, y| {
+                level.run(Products { groups, panels, inner, width, range, x, y, accumulate });
+            });
         });
     });
 }

@@ -2,6 +2,7 @@
 //! meeting the block's piece of a row, over and over.
 
 use super::Blocks;
+use crate::finish::Target;
 use crate::parallel::share;
 use crate::simd::{Isa, Level, MatMut, Vectorize};
 use std::ops::Range;
@@ -23,22 +24,24 @@ pub(super) fn accepts(blocks: &Blocks, rows: usize) -> bool {
 }
 
 /// `y (+)= x Wᵀ`.
-pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: &mut [f32], accumulate: bool) {
-    if y.is_empty() {
-        return;
-    }
-    let rows = y.len() / blocks.n_out;
+pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: Target<'_>, accumulate: bool) {
+    let rows = y.rows();
     let mut tasks = Vec::new();
-    let mut right = MatMut::row_major(y, rows, blocks.n_out);
+    let mut right = y;
     for groups in blocks.by_row.parts((values.len() * rows / TASK_VALUES).clamp(1, TASKS)) {
         let (left, rest) = right.split_cols(groups.len() * blocks.br);
         tasks.push((groups, left));
         right = rest;
     }
     let level = Level::current();
-    share(tasks, |(groups, y)| {
-        let sums = Sums { blocks, values, x, groups, y, accumulate };
-        if blocks.bc == 4 { level.run(Pieces::<4>(sums)) } else { level.run(Pieces::<8>(sums)) }
+    share(tasks, |(groups, mut y)| {
+        let sums = Sums { blocks, values, x, groups, y: y.sums(), accumulate };
+        if blocks.bc == 4 {
+            level.run(Pieces::<4>(sums))
+        } else {
+            level.run(Pieces::<8>(sums))
+        }
+        y.finish(level);
     });
 }
 

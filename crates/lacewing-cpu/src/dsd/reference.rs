@@ -1,27 +1,31 @@
 //! The definition, block by block: takes anything, one thread.
 
 use super::{Blocks, Kernel};
+use crate::simd::Level;
 
 pub(super) const KERNEL: Kernel = Kernel {
     name: "dsd/reference",
     accepts: |_| true,
-    forward: |blocks, values, x, y, accumulate| {
+    forward: |blocks, values, x, mut target, accumulate| {
+        let mut y = target.sums();
         if !accumulate {
             y.fill(0.0);
         }
         blocks.for_each(|slot, o, i| {
-            for (x, y) in x.chunks_exact(blocks.n_in).zip(y.chunks_exact_mut(blocks.n_out)) {
-                y[o] += values[slot] * x[i];
+            for (r, x) in x.chunks_exact(blocks.n_in).enumerate() {
+                y.row_mut(r)[o] += values[slot] * x[i];
             }
         });
+        target.finish(Level::current());
     },
-    input_gradient: |blocks, values, dy, dx, accumulate| {
+    input_gradient: |blocks, values, dy, mut target, accumulate| {
+        let mut dx = target.sums();
         if !accumulate {
             dx.fill(0.0);
         }
         blocks.for_each(|slot, o, i| {
-            for (dx, dy) in dx.chunks_exact_mut(blocks.n_in).zip(dy.chunks_exact(blocks.n_out)) {
-                dx[i] += values[slot] * dy[o];
+            for (r, dy) in dy.chunks_exact(blocks.n_out).enumerate() {
+                dx.row_mut(r)[i] += values[slot] * dy[o];
             }
         });
     },

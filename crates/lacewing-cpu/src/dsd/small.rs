@@ -10,13 +10,13 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "dsd/small",
     accepts: |blocks| blocks.br <= MOST && blocks.bc <= MOST,
     forward: |blocks, values, x, y, accumulate| {
-        if pieces::accepts(blocks, y.len() / blocks.n_out.max(1)) {
+        if pieces::accepts(blocks, y.rows()) {
             return pieces::forward(blocks, values, x, y, accumulate);
         }
-        elements::product(Side::rows(blocks), values, (x, blocks.n_in), (y, blocks.n_out), accumulate);
+        elements::product(Side::rows(blocks), values, (x, blocks.n_in), y, accumulate);
     },
     input_gradient: |blocks, values, dy, dx, accumulate| {
-        elements::product(Side::columns(blocks), values, (dy, blocks.n_out), (dx, blocks.n_in), accumulate);
+        elements::product(Side::columns(blocks), values, (dy, blocks.n_out), dx, accumulate);
     },
     weight_gradient: elements::block_weight_gradient,
     packing: None,

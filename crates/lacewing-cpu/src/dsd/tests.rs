@@ -1,8 +1,10 @@
 //! Every kernel at every level against f64, and what is refused.
 
 use super::*;
-use crate::simd::{Level, with_level};
-use lacewing_testkit::{gamma, uniform};
+use crate::activation::Activation;
+use crate::activation::tests::{ALL, exact};
+use crate::simd::{Level, MatMut, with_level};
+use lacewing_testkit::{assert_within, gamma, uniform};
 
 /// Sums of products in f64 and, beside each, of their sizes.
 struct Oracle(Vec<(f64, f64)>);
@@ -24,6 +26,63 @@ impl Oracle {
         for (at, (&got, &(sum, size))) in got.iter().zip(&self.0).enumerate() {
             let error = (f64::from(got) - sum).abs();
             assert!(error <= factor * size, "{what} at {at}: {got} for {sum}");
+        }
+    }
+}
+
+/// The product as it is.
+fn plain<'a>(y: &'a mut [f32], blocks: &Blocks) -> Target<'a> {
+    Target::row_major(y, y.len() / blocks.n_out, blocks.n_out)
+}
+
+/// A product with a bias and an activation, as exact as it has to be.
+struct Finished {
+    act: Activation,
+    /// What is in y before, if the product is added to it.
+    start: Option<Vec<f32>>,
+    /// Whether the sums are kept.
+    kept: bool,
+    bias: Vec<f32>,
+    sums: (Vec<f64>, Vec<f64>),
+    y: (Vec<f64>, Vec<f64>),
+}
+
+impl Finished {
+    /// All activations of `sums`, or of `more`, which starts at `start`: in turns with the number of rows.
+    fn all(blocks: &Blocks, sums: &Oracle, more: &Oracle, start: &[f32]) -> Vec<Self> {
+        let bias = uniform(7, blocks.n_out);
+        let of = |(at, act): (usize, Activation)| {
+            let turn = start.len() / blocks.n_out + at;
+            let (added, kept) = (turn.is_multiple_of(2), (turn / 2).is_multiple_of(2));
+            let factor = gamma(blocks.n_in + 3);
+            let sums: (Vec<f64>, Vec<f64>) = (if added { more } else { sums })
+                .0
+                .iter()
+                .enumerate()
+                .map(|(i, &(sum, size))| {
+                    let bias = f64::from(bias[i % blocks.n_out]);
+                    (sum + bias, factor * (size + bias.abs()))
+                })
+                .unzip();
+            let y = sums.0.iter().zip(&sums.1).map(|(&x, &error)| exact(act, x, error)).unzip();
+            Self { act, start: added.then(|| start.to_vec()), kept, bias: bias.clone(), sums, y }
+        };
+        ALL.into_iter().enumerate().map(of).collect()
+    }
+
+    /// Checks a product that is given where it goes and whether it is added.
+    fn check(&self, blocks: &Blocks, what: &str, product: impl Fn(Target<'_>, bool)) {
+        let what = format!("{:?} of {what}", self.act);
+        let poison = vec![f32::NAN; self.y.0.len()];
+        let (mut sums, mut y) = (self.start.clone().unwrap_or_else(|| poison.clone()), poison);
+        let (rows, n_out) = (y.len() / blocks.n_out, blocks.n_out);
+        let activated = self.kept.then(|| MatMut::row_major(&mut y, rows, n_out));
+        let target = plain(&mut sums, blocks).ending(Some(&self.bias), self.act, activated);
+        product(target, self.start.is_some());
+        let (want, bound) = if self.kept { &self.sums } else { &self.y };
+        assert_within(&sums, want, bound, &what);
+        if self.kept {
+            assert_within(&y, &self.y.0, &self.y.1, &what);
         }
     }
 }
@@ -104,7 +163,7 @@ fn the_number_of_threads_changes_no_bit() {
                 (vec![0.0; rows * 160], vec![0.0; rows * 160], vec![0.0; values.len()]);
             let kernel = select(&blocks);
             pool.install(|| {
-                kernel.forward(&blocks, &values, &x, &mut y, false).unwrap();
+                kernel.forward(&blocks, &values, &x, plain(&mut y, &blocks), false).unwrap();
                 kernel.input_gradient(&blocks, &values, &dy, &mut dx, false).unwrap();
                 kernel.weight_gradient(&blocks, &dy, &x, &mut dw).unwrap();
             });
@@ -220,7 +279,9 @@ fn an_input_without_values_is_not_multiplied() {
             let mut x = uniform(2, rows * 68);
             x[40] = f32::INFINITY;
             let mut y = vec![0.0; rows * 20];
-            with_level(level, || select(&blocks).forward(&blocks, &values, &x, &mut y, false).unwrap());
+            with_level(level, || {
+                select(&blocks).forward(&blocks, &values, &x, plain(&mut y, &blocks), false).unwrap()
+            });
             for (at, y) in y.iter().enumerate() {
                 let meets = at < 20 && blocks.positions.contains(&(at as u32, 40));
                 assert_eq!(!y.is_finite(), meets, "{at} of {rows} rows at {level:?}");
@@ -240,7 +301,7 @@ fn shared_products_of_few_rows_have_the_same_bits() {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
                 let (mut y, mut dx) = (vec![0.0; dy.len()], vec![0.0; x.len()]);
                 pool.install(|| {
-                    select(&blocks).forward(&blocks, &values, &x, &mut y, false).unwrap();
+                    select(&blocks).forward(&blocks, &values, &x, plain(&mut y, &blocks), false).unwrap();
                     select(&blocks).input_gradient(&blocks, &values, &dy, &mut dx, false).unwrap();
                 });
                 [y, dx].map(|all| all.into_iter().map(f32::to_bits).collect::<Vec<_>>())
@@ -275,6 +336,7 @@ fn meets_the_oracle(blocks: &Blocks, all_rows: &[usize]) {
                 dw_sum.add(slot, dy, x);
             }
         });
+        let finished = Finished::all(blocks, &y_sum, &y_more, &y0);
         let accepting = KERNELS.iter().filter(|kernel| (kernel.accepts)(blocks));
         for (kernel, level) in accepting.flat_map(|k| Level::available().into_iter().map(move |l| (k, l))) {
             let what = format!(
@@ -283,19 +345,29 @@ fn meets_the_oracle(blocks: &Blocks, all_rows: &[usize]) {
             );
             with_level(level, || {
                 let mut y = vec![f32::NAN; y0.len()];
-                kernel.forward(blocks, &values, &x, &mut y, false).unwrap();
+                kernel.forward(blocks, &values, &x, plain(&mut y, blocks), false).unwrap();
                 y_sum.check(&y, n_in, &what);
                 y.copy_from_slice(&y0);
-                kernel.forward(blocks, &values, &x, &mut y, true).unwrap();
+                kernel.forward(blocks, &values, &x, plain(&mut y, blocks), true).unwrap();
                 y_more.check(&y, n_in, &what);
                 let packed = kernel.pack(blocks, &values, None).unwrap();
                 let packed = kernel.pack(blocks, &values, Some(packed)).unwrap();
                 y.fill(f32::NAN);
-                kernel.forward_packed(blocks, &packed, &x, &mut y, false).unwrap();
+                kernel.forward_packed(blocks, &packed, &x, plain(&mut y, blocks), false).unwrap();
                 y_sum.check(&y, n_in, &what);
                 y.copy_from_slice(&y0);
-                kernel.forward_packed(blocks, &packed, &x, &mut y, true).unwrap();
+                kernel.forward_packed(blocks, &packed, &x, plain(&mut y, blocks), true).unwrap();
                 y_more.check(&y, n_in, &what);
+                for finished in &finished {
+                    finished.check(blocks, &what, |y, accumulate| {
+                        kernel.forward(blocks, &values, &x, y, accumulate).unwrap();
+                    });
+                    if kernel.packing.is_some() {
+                        finished.check(blocks, &format!("{what}, packed"), |y, accumulate| {
+                            kernel.forward_packed(blocks, &packed, &x, y, accumulate).unwrap();
+                        });
+                    }
+                }
                 let mut dx = vec![f32::NAN; dx0.len()];
                 kernel.input_gradient(blocks, &values, &dy, &mut dx, false).unwrap();
                 dx_sum.check(&dx, n_out, &what);
@@ -321,8 +393,13 @@ fn what_does_not_fit_is_named() {
     assert_eq!(error((4, 4), (8, 8), &[(1, 0), (0, 1)]), DsdError::Order { block: 1 });
     assert_eq!(error((4, 4), (8, 8), &[(1, 0), (1, 0)]), DsdError::Order { block: 1 });
     let blocks = Blocks::new((4, 4), (8, 8), vec![(0, 1)]).unwrap();
-    let short = select(&blocks).forward(&blocks, &[0.0; 15], &[], &mut [], false);
+    let short = select(&blocks).forward(&blocks, &[0.0; 15], &[], plain(&mut [], &blocks), false);
     assert_eq!(short, Err(DsdError::Len { operand: "values", expected: 16, got: 15 }));
-    let short = select(&blocks).forward(&blocks, &[0.0; 16], &[0.0; 16], &mut [0.0; 8], false);
+    let short =
+        select(&blocks).forward(&blocks, &[0.0; 16], &[0.0; 16], plain(&mut [0.0; 8], &blocks), false);
     assert_eq!(short, Err(DsdError::Len { operand: "y", expected: 16, got: 8 }));
+    let mut y = [0.0; 16];
+    let narrow =
+        select(&blocks).forward(&blocks, &[0.0; 16], &[0.0; 16], Target::row_major(&mut y, 4, 4), false);
+    assert_eq!(narrow, Err(DsdError::Len { operand: "a row of y", expected: 8, got: 4 }));
 }

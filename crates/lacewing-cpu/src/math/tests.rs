@@ -24,7 +24,7 @@ fn erfc(x: f64) -> f64 {
     }
 }
 
-fn normal_cdf(x: f64) -> f64 {
+pub(crate) fn normal_cdf(x: f64) -> f64 {
     let tail = erfc(x.abs() / 2f64.sqrt()) / 2.0;
     if x < 0.0 { tail } else { 1.0 - tail }
 }
@@ -37,7 +37,7 @@ fn density(x: f64) -> f64 {
     (-x * x / 2.0).exp() / (2.0 * PI).sqrt()
 }
 
-fn gelu_tanh_exact(x: f64) -> f64 {
+pub(crate) fn gelu_tanh_exact(x: f64) -> f64 {
     let u = (2.0 / PI).sqrt() * (x + 0.044715 * x.powi(3));
     x / (1.0 + (-2.0 * u).exp())
 }

@@ -64,8 +64,12 @@ impl Product for BlockSparse {
         bias: Option<&Var>,
         act: Activation,
     ) -> Result<Var, EngineError> {
-        let Indexed { index, n_in_ext, n_out, .. } = &self.0;
-        let y = ops::block_sparse_linear(cx, &fit(cx, x.clone(), *n_in_ext)?, &weights[0], index)?;
+        let Indexed { index, n_in_ext, n_out_ext, n_out } = &self.0;
+        let x = fit(cx, x.clone(), *n_in_ext)?;
+        if n_out == n_out_ext {
+            return ops::block_sparse_linear(cx, &x, &weights[0], index, bias, act);
+        }
+        let y = ops::block_sparse_linear(cx, &x, &weights[0], index, None, Activation::Identity)?;
         ops::bias_activation(cx, fit(cx, y, *n_out)?, bias, act)
     }
 }

@@ -85,6 +85,6 @@ impl Product for FusedChain {
             Step::Transpose { .. } | Step::Gather(_) => None,
         };
         let factors: Vec<Var> = self.links.steps.iter().filter_map(source).collect::<Result<_, _>>()?;
-        ops::bias_activation(cx, ops::chain(cx, x, &factors, &self.plan)?, bias, act)
+        ops::chain(cx, x, &factors, &self.plan, bias, act)
     }
 }

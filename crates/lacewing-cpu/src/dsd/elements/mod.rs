@@ -10,9 +10,10 @@ mod tile;
 
 use super::order::Order;
 use super::{Blocks, Kernel, one_row};
+use crate::finish::Target;
 use crate::parallel::within_pool;
 use crate::scratch::scratch;
-use crate::simd::{Level, MatMut};
+use crate::simd::Level;
 pub(super) use block_gradient::weight_gradient as block_weight_gradient;
 use block_tile::BlockTile;
 use pack::Pack;
@@ -25,10 +26,10 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "dsd/elements",
     accepts: |blocks| blocks.br == 1 && blocks.bc == 1,
     forward: |blocks, values, x, y, accumulate| {
-        product(Side::rows(blocks), values, (x, blocks.n_in), (y, blocks.n_out), accumulate);
+        product(Side::rows(blocks), values, (x, blocks.n_in), y, accumulate);
     },
     input_gradient: |blocks, values, dy, dx, accumulate| {
-        product(Side::columns(blocks), values, (dy, blocks.n_out), (dx, blocks.n_in), accumulate);
+        product(Side::columns(blocks), values, (dy, blocks.n_out), dx, accumulate);
     },
     weight_gradient: |blocks, dy, x, dvalues| {
         if !dvalues.is_empty() {
@@ -188,24 +189,24 @@ pub(super) fn product(
     side: Side<'_>,
     values: &[f32],
     (x, n_in): (&[f32], usize),
-    (y, n_out): (&mut [f32], usize),
+    mut y: Target<'_>,
     accumulate: bool,
 ) {
-    if y.is_empty() || values.is_empty() {
+    // Once, since what is packed is as wide as the registers that will read it.
+    let level = Level::current();
+    if values.is_empty() {
         if !accumulate {
-            y.fill(0.0);
+            y.sums().fill(0.0);
         }
-        return;
+        return y.finish_in_parallel(level);
     }
-    let rows = y.len() / n_out;
+    let rows = y.rows();
     if rows <= one_row::MOST_ROWS && side.size.single() {
         return scratch(if side.order.slots().is_some() { values.len() } else { 0 }, |memory| {
             let values = in_order(side.order.slots(), values, memory);
-            one_row::product(side.order, values, (x, n_in), (y, n_out), accumulate);
+            one_row::product(side.order, values, (x, n_in), y, accumulate);
         });
     }
-    // Once, since what is packed is as wide as the registers that will read it.
-    let level = Level::current();
     let lanes = level.lanes();
     let most = side.size.registers(lanes);
     let places = side.places(n_in, registers(rows, lanes, most));
@@ -215,9 +216,9 @@ pub(super) fn product(
             let values = in_order(moved, values, memory);
             let tasks = Tasks { level, lanes, most, size: side.size, places, values, accumulate };
             if rows.div_ceil(most * lanes) >= TASKS {
-                tasks.by_bands((x, n_in), (y, n_out));
+                tasks.by_bands((x, n_in), y);
             } else {
-                tasks.by_outputs((x, n_in), (y, n_out));
+                tasks.by_outputs((x, n_in), y);
             }
         });
     });
@@ -242,21 +243,22 @@ struct Tasks<'a> {
 
 impl Tasks<'_> {
     /// A task for each band of rows.
-    fn by_bands(&self, (x, n_in): (&[f32], usize), (y, n_out): (&mut [f32], usize)) {
+    fn by_bands(&self, (x, n_in): (&[f32], usize), y: Target<'_>) {
         let band = self.most * self.lanes;
-        y.par_chunks_mut(band * n_out).zip(x.par_chunks(band * n_in)).for_each(|(y, from)| {
-            let rows = y.len() / n_out;
+        let bands: Vec<Target<'_>> = y.bands(band).collect();
+        bands.into_par_iter().zip(x.par_chunks(band * n_in)).for_each(|(y, from)| {
+            let rows = y.rows();
             let width = registers(rows, self.lanes, self.most) * self.lanes;
             scratch(n_in * width, |to| {
                 self.level.run(Pack { to, from, stride: n_in, rows, width });
-                self.chunks(to, width, 0, MatMut::row_major(y, rows, n_out));
+                self.chunks(to, width, 0, y);
             });
         });
     }
 
     /// Few bands: each packed once for tasks that share its outputs.
-    fn by_outputs(&self, (x, n_in): (&[f32], usize), (y, n_out): (&mut [f32], usize)) {
-        let (band, rows) = (self.most * self.lanes, y.len() / n_out);
+    fn by_outputs(&self, (x, n_in): (&[f32], usize), y: Target<'_>) {
+        let (band, rows, n_out) = (self.most * self.lanes, y.rows(), y.cols());
         let (bands, all) = (rows.div_ceil(band), n_out.div_ceil(self.outputs()));
         let chunks = all.div_ceil(TASKS.div_ceil(bands)).min(TASK_CHUNKS);
         let height = |at: usize| band.min(rows - at * band);
@@ -271,15 +273,9 @@ impl Tasks<'_> {
             }
             strips.into_par_iter().for_each(|strip| self.level.run(strip));
             let mut tasks = Vec::new();
-            let mut below = MatMut::row_major(y, rows, n_out);
-            for (at, packed) in packed.chunks(band * n_in).enumerate() {
-                let (mut right, rest) = below.split_rows(height(at));
-                below = rest;
-                for first in (0..all).step_by(chunks) {
-                    let (left, rest) =
-                        right.split_cols((chunks * self.outputs()).min(n_out - first * self.outputs()));
-                    tasks.push((packed, width(at), first, left));
-                    right = rest;
+            for ((at, packed), y) in packed.chunks(band * n_in).enumerate().zip(y.bands(band)) {
+                for (first, y) in (0..all).step_by(chunks).zip(y.strips(chunks * self.outputs())) {
+                    tasks.push((packed, width(at), first, y));
                 }
             }
             tasks.into_par_iter().for_each(|(x, width, first, y)| self.chunks(x, width, first, y));
@@ -292,20 +288,18 @@ impl Tasks<'_> {
     }
 
     /// The chunks from `first` on that `y` has the outputs of, for one tile.
-    fn chunks(&self, x: &[f32], width: usize, first: usize, y: MatMut<'_>) {
+    fn chunks(&self, x: &[f32], width: usize, first: usize, y: Target<'_>) {
         let &Self { level, lanes, size, places, values, accumulate, .. } = self;
         scratch(self.outputs() * width, |sums| {
-            let (mut right, mut chunk) = (y, first);
-            while right.cols() > 0 {
-                let outputs = self.outputs().min(right.cols());
-                let (y, rest) = right.split_cols(outputs);
+            for (chunk, mut target) in (first..).zip(y.strips(self.outputs())) {
+                let y = target.sums();
                 if size.single() {
                     level.run(Tile { places, values, x, width, chunk, y, accumulate, sums });
                 } else {
                     let tile = BlockTile { places, values, size, x, width, chunk, y, accumulate, sums };
                     tile.run(level, lanes);
                 }
-                (right, chunk) = (rest, chunk + 1);
+                target.finish(level);
             }
         });
     }

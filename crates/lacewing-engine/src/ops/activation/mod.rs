@@ -4,20 +4,8 @@ mod cpu;
 pub(crate) mod cuda;
 
 use crate::{Cx, Gradients, Result, Tensor, Var};
-
-/// What a layer applies to its product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Activation {
-    /// `f(x) = x`.
-    #[default]
-    Identity,
-    /// `f(x) = max(x, 0)`.
-    Relu,
-    /// `f(x) = x Φ(x)`, Φ the normal distribution function, through erf.
-    Gelu,
-    /// GELU by `½x(1 + tanh(√(2/π)(x + 0.044715x³)))`.
-    GeluTanh,
-}
+pub use lacewing_cpu::activation::Activation;
+use lacewing_cpu::finish::Target;
 
 /// Names, as in a recipe.
 pub static ACTIVATIONS: &[(&str, Activation)] = &[
@@ -36,7 +24,7 @@ pub fn activation(cx: &Cx, x: &Var, act: Activation) -> Result<Var> {
     bias_activation(cx, x.clone(), None, act)
 }
 
-/// `y = f(x + b)`: the end of every structured linear layer, in one pass.
+/// `y = f(x + b)`: the end of a structured linear layer whose product does not end itself, in one pass.
 ///
 /// Shapes: `x [..., n]`, `bias [n]` → `[..., n]`. Takes `x` by value: its memory is reused where nobody else holds it.
 ///
@@ -70,15 +58,25 @@ pub(crate) fn finish_linear(pre: &Tensor, bias: Option<&Tensor>, act: Activation
     }
     let y = if act == Activation::Identity { None } else { Some(pre.like(pre.shape())?) };
     match pre.gpu() {
-        None => cpu::bias_act_forward(
-            &mut pre.write(),
-            bias.map(Tensor::read).as_deref(),
-            y.as_ref().map(Tensor::write).as_deref_mut(),
-            pre.cols(),
-            act,
-        ),
+        None => cpu::finish(pre, bias, y.as_ref(), act),
         Some(gpu) => cuda::bias_act_forward(gpu, pre, bias, y.as_ref(), act)?,
     }
+    Ok(y.unwrap_or_else(|| pre.clone()))
+}
+
+/// What [`finish_linear`] makes of a product of the host over `inputs`, each tile of it ended while it is in cache.
+/// `pre` holds the sum afterwards if the op is recorded with an activation, whose backward pass needs it; else it is `y`.
+pub(crate) fn finished_product(
+    cx: &Cx,
+    inputs: &[&Var],
+    pre: &Tensor,
+    bias: Option<&Tensor>,
+    act: Activation,
+    product: impl FnOnce(Target<'_>),
+) -> Result<Tensor> {
+    let kept = act != Activation::Identity && cx.records(inputs);
+    let y = kept.then(|| pre.like(pre.shape())).transpose()?;
+    cpu::with_target(pre, bias, y.as_ref(), act, product);
     Ok(y.unwrap_or_else(|| pre.clone()))
 }
 

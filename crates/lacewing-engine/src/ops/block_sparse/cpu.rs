@@ -4,6 +4,7 @@ use super::BlockIndex;
 use crate::Tensor;
 use crate::tensor::Version;
 use lacewing_cpu::dsd::{self, select};
+use lacewing_cpu::finish::Target;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The index was checked when it was made and the operands by the op, so a refusal is a bug of ours.
@@ -36,15 +37,15 @@ impl Packed {
     }
 }
 
-pub(super) fn forward(index: &BlockIndex, values: &Tensor, x: &Tensor, y: &Tensor) {
+pub(super) fn forward(index: &BlockIndex, values: &Tensor, x: &Tensor, y: Target<'_>) {
     let blocks = &index.0.blocks;
     let kernel = select(blocks);
     if kernel.packs(blocks, x.rows()) {
         let packed = index.0.packed.of(index, values);
-        kernel.forward_packed(blocks, &packed, &x.read(), &mut y.write(), false).expect(CHECKED);
+        kernel.forward_packed(blocks, &packed, &x.read(), y, false).expect(CHECKED);
         return;
     }
-    kernel.forward(blocks, &values.read(), &x.read(), &mut y.write(), false).expect(CHECKED);
+    kernel.forward(blocks, &values.read(), &x.read(), y, false).expect(CHECKED);
 }
 
 pub(super) fn input_gradient(index: &BlockIndex, values: &Tensor, dy: &Tensor, dx: &Tensor) {

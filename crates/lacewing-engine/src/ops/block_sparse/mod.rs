@@ -1,9 +1,11 @@
-//! The product with a block-sparse weight, through the kernel tables of `lacewing-cpu` and `lacewing-cuda`.
+//! The product with a block-sparse weight, bias and activation at its end, through the kernel tables of `lacewing-cpu` and
+//! `lacewing-cuda`.
 
 mod cpu;
 mod cuda;
 
-use super::linear::with_cols;
+use super::activation::{self, Activation};
+use super::linear::{check_bias, with_cols};
 use crate::{Cx, Device, EngineError, Result, Tensor, Var};
 use lacewing_cpu::dsd::Blocks;
 use std::sync::Arc;
@@ -103,15 +105,23 @@ impl BlockIndex {
     }
 }
 
-/// `y = x Wᵀ` with `W` block-sparse.
+/// `y = f(x Wᵀ + b)` with `W` block-sparse.
 ///
-/// Shapes: `x [..., n_in]`, `values [nnz, br, bc]` → `[..., n_out]`. Cost: `rows · nnz · br · bc` MACs forward, twice
-/// that backward; gradients exist for kept blocks only.
+/// Shapes: `x [..., n_in]`, `values [nnz, br, bc]`, `bias [n_out]` → `[..., n_out]`. Cost: `rows · nnz · br · bc` MACs
+/// forward, twice that backward; gradients exist for kept blocks only. With an activation the pre-activation is kept for
+/// the backward pass.
 ///
 /// # Errors
 ///
 /// [`EngineError::Shape`], [`EngineError::DType`] or [`EngineError::Device`] naming the operand that does not fit.
-pub fn block_sparse_linear(cx: &Cx, x: &Var, values: &Var, index: &BlockIndex) -> Result<Var> {
+pub fn block_sparse_linear(
+    cx: &Cx,
+    x: &Var,
+    values: &Var,
+    index: &BlockIndex,
+    bias: Option<&Var>,
+    act: Activation,
+) -> Result<Var> {
     index.expect_values(OP, values.value())?;
     if x.shape().is_empty() || x.value().cols() != index.n_in() {
         let expected = format!("[..., {}]", index.n_in());
@@ -119,13 +129,24 @@ pub fn block_sparse_linear(cx: &Cx, x: &Var, values: &Var, index: &BlockIndex) -
     }
     values.value().expect_dtype(OP, "values", x.value().dtype())?;
     values.value().expect_device(OP, "values", x.value())?;
-    let y = x.value().like(&with_cols(x.shape(), index.n_out()))?;
-    match &index.0.gpu {
-        None => cpu::forward(index, values.value(), x.value(), &y),
-        Some(gpu) => gpu.forward(values.value(), x.value(), &y)?,
-    }
-    let (x_var, values_var, index) = (x.clone(), values.clone(), index.clone());
-    Ok(cx.record(y, &[x, values], move |gradients, dy| {
+    check_bias(x.value(), index.n_out(), bias)?;
+    let pre = x.value().like(&with_cols(x.shape(), index.n_out()))?;
+    let inputs: Vec<&Var> = [x, values].into_iter().chain(bias).collect();
+    let bias_value = bias.map(Var::value);
+    let y = match &index.0.gpu {
+        None => activation::finished_product(cx, &inputs, &pre, bias_value, act, |y| {
+            cpu::forward(index, values.value(), x.value(), y);
+        })?,
+        Some(gpu) => {
+            gpu.forward(values.value(), x.value(), &pre)?;
+            activation::finish_linear(&pre, bias_value, act)?
+        }
+    };
+    let (x_var, values_var, bias, index) = (x.clone(), values.clone(), bias.cloned(), index.clone());
+    let pre = (act != Activation::Identity).then_some(pre);
+    Ok(cx.record(y, &inputs, move |gradients, dy| {
+        let dy = activation::backward_linear(gradients, dy, pre.as_ref(), act, bias.as_ref())?;
+        drop(pre);
         let (x, values) = (x_var.value(), values_var.value());
         if let Some(dvalues) = gradients.sink_to_add(&values_var)? {
             match &index.0.gpu {

@@ -2,7 +2,8 @@
 //!
 //! On a GPU chains run factor by factor, by [`super::block_linear`] and [`super::strided_blocks`].
 
-use super::linear::with_cols;
+use super::activation::{self, Activation};
+use super::linear::{check_bias, with_cols};
 use crate::tensor::Version;
 use crate::{Cx, DType, EngineError, Result, Tensor, Var};
 use lacewing_core::Chain;
@@ -59,16 +60,25 @@ impl Deref for ChainPlan {
     }
 }
 
-/// `y = W x` with `W` the product of the plan's factors and permutations; `weights` are the factors' blocks in order.
+/// `y = f(W x + b)` with `W` the product of the plan's factors and permutations; `weights` are the factors' blocks in
+/// order.
 ///
-/// Shapes: `x [..., n_in]`, each weight `blocks · q · p` values → `[..., n_out]`. Cost: `rows · Σ blocks · q · p` MACs
-/// forward, three times that backward, where the factors' outputs are made again. Nothing but x is kept.
+/// Shapes: `x [..., n_in]`, each weight `blocks · q · p` values, `bias [n_out]` → `[..., n_out]`. Cost: `rows · Σ blocks ·
+/// q · p` MACs forward, three times that backward, where the factors' outputs are made again. Nothing but x is kept, and
+/// the pre-activation where there is an activation.
 ///
 /// # Errors
 ///
 /// [`EngineError::Shape`], [`EngineError::DType`] or [`EngineError::Device`] naming the operand that does not fit,
 /// tensors of a GPU included.
-pub fn chain(cx: &Cx, x: &Var, weights: &[Var], plan: &Arc<ChainPlan>) -> Result<Var> {
+pub fn chain(
+    cx: &Cx,
+    x: &Var,
+    weights: &[Var],
+    plan: &Arc<ChainPlan>,
+    bias: Option<&Var>,
+    act: Activation,
+) -> Result<Var> {
     let wrong = |operand, expected: String, got: &Tensor| {
         Err(EngineError::Shape { op: OP, operand, expected, got: got.shape().to_vec() })
     };
@@ -91,19 +101,25 @@ pub fn chain(cx: &Cx, x: &Var, weights: &[Var], plan: &Arc<ChainPlan>) -> Result
             return wrong("w", format!("{shape:?}"), w.value());
         }
     }
-    let y = x.value().like(&with_cols(x.shape(), plan.n_out()))?;
+    check_bias(x.value(), plan.n_out(), bias)?;
+    let pre = x.value().like(&with_cols(x.shape(), plan.n_out()))?;
     let (vars, rows) = (weights, x.value().rows());
-    with_weights(weights, |weights| {
-        let (x, y) = (&x.value().read(), &mut y.write());
-        let done = match plan.packed(vars, weights, rows) {
-            Some(packed) => plan.forward_packed(weights, &packed, x, y),
-            None => plan.forward(weights, x, y),
-        };
-        done.expect(CHECKED);
-    });
-    let inputs: Vec<&Var> = weights.iter().chain([x]).collect();
-    let (x_var, w_vars, plan) = (x.clone(), weights.to_vec(), plan.clone());
+    let inputs: Vec<&Var> = weights.iter().chain([x]).chain(bias).collect();
+    let y = activation::finished_product(cx, &inputs, &pre, bias.map(Var::value), act, |y| {
+        with_weights(weights, |weights| {
+            let x = &x.value().read();
+            let done = match plan.packed(vars, weights, rows) {
+                Some(packed) => plan.forward_packed(weights, &packed, x, y),
+                None => plan.forward(weights, x, y),
+            };
+            done.expect(CHECKED);
+        });
+    })?;
+    let (x_var, w_vars, bias, plan) = (x.clone(), weights.to_vec(), bias.cloned(), plan.clone());
+    let pre = (act != Activation::Identity).then_some(pre);
     Ok(cx.record(y, &inputs, move |gradients, dy| {
+        let dy = activation::backward_linear(gradients, dy, pre.as_ref(), act, bias.as_ref())?;
+        drop(pre);
         let x = x_var.value();
         let dx = gradients.wants(&x_var).then(|| x.like(x.shape())).transpose()?;
         // Of their own, not the parameters' sums: one parameter may be the weights of several factors.
