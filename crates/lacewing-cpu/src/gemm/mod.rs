@@ -3,6 +3,7 @@
 mod dots;
 mod panels;
 
+use crate::finish::Target;
 use crate::simd::product;
 use rayon::prelude::*;
 
@@ -33,9 +34,9 @@ pub fn gemm(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: MatRef<'_>, par
     product(out, accumulate, a, b, threads);
 }
 
-/// `out = a b`, or `out += a b` with `accumulate`, by a `b` that has been packed: as [`gemm`], for products of some rows
+/// `out = a b`, or `out += a b` with `accumulate`, finished, by a `b` that has been packed: as [`gemm`], for products of some rows
 /// ([`Packed::pays`]) faster. Panics if the shapes disagree, or unless the rows of `out` and `a` are contiguous.
-pub fn gemm_packed(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, parallelism: Parallelism) {
+pub fn gemm_packed(out: Target<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, parallelism: Parallelism) {
     panels::product(out, accumulate, a, b, parallelism == Parallelism::Pool);
 }
 

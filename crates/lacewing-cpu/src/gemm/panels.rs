@@ -4,6 +4,7 @@
 //! A tile of 8 rows and 3 registers reads 11 values for 24 multiply-adds, so their rate is the limit where many rows share
 //! a panel. Where few do it is the memory that panels come from: each tile asks for a part of the next run.
 
+use crate::finish::Target;
 use crate::parallel::share;
 use crate::scratch::{Aligned, scratch};
 use crate::simd::{Isa, Level, MatMut, MatRef, Vectorize};
@@ -57,8 +58,9 @@ impl Packed {
     }
 }
 
-/// `out (+)= a b`, by all threads if `parallel`. Panics unless the elements of the rows of `out` and `a` are contiguous.
-pub(super) fn product(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, parallel: bool) {
+/// `out (+)= a b`, finished, by all threads if `parallel`. Panics unless the elements of the rows of `out` and `a` are
+/// contiguous.
+pub(super) fn product(out: Target<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, parallel: bool) {
     let &Packed { k, n, .. } = b;
     assert_eq!((a.rows(), a.cols(), n), (out.rows(), k, out.cols()), "rows, inner, columns");
     if n == 0 {
@@ -66,17 +68,14 @@ pub(super) fn product(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: &Pack
     }
     let parallel = parallel && 2 * a.rows() * n * k > TASK_FLOPS;
     let most = (COPIED / long(k).max(1)).max(TASK_ROWS);
-    let mut below = out;
-    for first in (0..a.rows()).step_by(most) {
-        let (now, rest) = below.split_rows(most.min(a.rows() - first));
-        below = rest;
-        let a = a.rows_at(first, now.rows());
-        some_rows(now, accumulate, a, b, parallel);
+    for (first, out) in (0..a.rows()).step_by(most).zip(out.bands(most)) {
+        let a = a.rows_at(first, out.rows());
+        some_rows(out, accumulate, a, b, parallel);
     }
 }
 
 /// The same for as many rows as may be copied at once.
-fn some_rows(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, parallel: bool) {
+fn some_rows(out: Target<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, parallel: bool) {
     let (rows, cols, k, level) = (out.rows(), out.cols(), a.cols(), b.level);
     let (width, long) = (width(level), long(k));
     let panels = cols.div_ceil(width);
@@ -92,25 +91,20 @@ fn some_rows(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, paral
             level.run(Copy { to, from });
         });
         let mut tasks = Vec::new();
-        let mut below = out;
-        for first in (0..rows).step_by(band) {
-            let (mut right, rest) = below.split_rows(band.min(rows - first));
-            below = rest;
-            let x = &copy[first * long..][..right.rows() * long];
-            for col in (0..cols).step_by(group) {
-                let (out, rest) = right.split_cols(group.min(cols - col));
-                right = rest;
-                tasks.push((out, x, col));
-            }
+        for (first, out) in (0..rows).step_by(band).zip(out.bands(band)) {
+            let x = &copy[first * long..][..out.rows() * long];
+            tasks.extend((0..cols).step_by(group).zip(out.strips(group)).map(|(col, out)| (x, col, out)));
         }
-        each(parallel, tasks, |(mut out, x, col)| {
-            for start in (0..out.cols()).step_by(width) {
-                let (cols, panel) = (width.min(out.cols() - start), (col + start) / width);
-                let (_, tile) = out.reborrow().split_cols(start);
-                let (out, _) = tile.split_cols(cols);
-                let panels = &b.panels.get()[panel * width * long..];
-                level.run(Panel { out, accumulate, x, panels, long });
+        each(parallel, tasks, |(x, col, mut out)| {
+            let mut right = out.sums();
+            let mut panels = &b.panels.get()[col * long..];
+            while right.cols() > 0 {
+                let cols = width.min(right.cols());
+                let (now, rest) = right.split_cols(cols);
+                level.run(Panel { out: now, accumulate, x, panels, long });
+                (right, panels) = (rest, &panels[width * long..]);
             }
+            out.finish(level);
         });
     });
 }

@@ -1,6 +1,7 @@
 //! Products of every stride order and size against f64.
 
 use super::*;
+use crate::activation::Activation;
 use crate::simd::{Level, with_level};
 use lacewing_testkit::{gamma, uniform};
 
@@ -90,7 +91,7 @@ fn the_number_of_threads_changes_no_bit() {
             let (plain, by_panels) = out.split_at_mut(m * n);
             pool.install(|| {
                 gemm(MatMut::row_major(plain, m, n), false, a, b, Parallelism::Pool);
-                let (by_panels, b) = (MatMut::row_major(by_panels, m, n), Packed::new(b, None));
+                let (by_panels, b) = (Target::row_major(by_panels, m, n), Packed::new(b, None));
                 gemm_packed(by_panels, false, a, &b, Parallelism::Pool);
             });
             out
@@ -174,11 +175,18 @@ fn packed_products_meet_the_oracle_at_every_level() {
                     let packed = Packed::new(b, memory.take());
                     for parallelism in [Parallelism::One, Parallelism::Pool] {
                         let mut out = vec![f32::NAN; m * n];
-                        gemm_packed(MatMut::row_major(&mut out, m, n), false, a, &packed, parallelism);
+                        gemm_packed(Target::row_major(&mut out, m, n), false, a, &packed, parallelism);
                         check(&out, &[], (m, k, n), a, by_columns);
                         out.copy_from_slice(&start);
-                        gemm_packed(MatMut::row_major(&mut out, m, n), true, a, &packed, parallelism);
+                        gemm_packed(Target::row_major(&mut out, m, n), true, a, &packed, parallelism);
                         check(&out, &start, (m, k, n), a, by_columns);
+                        let (mut ended, bias) = (vec![f32::NAN; m * n], uniform(11, n));
+                        let to =
+                            Target::row_major(&mut ended, m, n).ending(Some(&bias), Activation::Relu, None);
+                        gemm_packed(to, false, a, &packed, parallelism);
+                        gemm_packed(Target::row_major(&mut out, m, n), false, a, &packed, parallelism);
+                        let sums = out.iter().enumerate().map(|(at, sum)| (sum + bias[at % n]).max(0.0));
+                        assert!(ended.into_iter().eq(sums), "{m}x{k}x{n} with bias and ReLU at {level:?}");
                     }
                     memory = Some(packed);
                 }
@@ -197,7 +205,7 @@ fn a_row_has_the_same_bits_among_others_as_alone() {
         let a = MatRef::row_major(&a, m, k).rows_at(first, rows);
         let view = MatMut::row_major(&mut out, rows, n);
         match packed {
-            Some(packed) => gemm_packed(view, false, a, packed, Parallelism::One),
+            Some(packed) => gemm_packed(Target::new(view), false, a, packed, Parallelism::One),
             None => gemm(view, false, a, b, Parallelism::One),
         }
         out

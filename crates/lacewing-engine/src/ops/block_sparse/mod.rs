@@ -6,8 +6,8 @@ mod cuda;
 
 use super::activation::{self, Activation};
 use super::linear::{check_bias, with_cols};
-use crate::{Cx, Device, EngineError, Result, Tensor, Var};
-use lacewing_cpu::dsd::Blocks;
+use crate::{Cx, Device, EngineError, Kept, Result, Tensor, Var};
+use lacewing_cpu::dsd::{Blocks, Packed};
 use std::sync::Arc;
 
 /// Where the blocks of a pattern sit, on host and device. Cloning shares it.
@@ -23,7 +23,7 @@ struct Inner {
     /// `[nnz, 2]` u32, as `positions`; on the host nothing.
     on_device: Tensor,
     /// The values as products of many rows read them on the host.
-    packed: cpu::Packed,
+    packed: Kept<Packed>,
     /// The orders a GPU's kernels walk the blocks in.
     gpu: Option<cuda::Index>,
 }
@@ -52,15 +52,7 @@ impl BlockIndex {
             Device::Cpu => None,
             Device::Cuda(gpu) => Some(cuda::Index::new(gpu, (n_out, n_in), block, positions)?),
         };
-        Ok(Self(Arc::new(Inner {
-            n_out,
-            n_in,
-            block,
-            blocks,
-            on_device,
-            packed: cpu::Packed::default(),
-            gpu,
-        })))
+        Ok(Self(Arc::new(Inner { n_out, n_in, block, blocks, on_device, packed: Kept::default(), gpu })))
     }
 
     /// Rows of the matrix.

@@ -4,51 +4,23 @@
 
 use super::activation::{self, Activation};
 use super::linear::{check_bias, with_cols};
-use crate::tensor::Version;
-use crate::{Cx, DType, EngineError, Result, Tensor, Var};
+use crate::{Cx, DType, EngineError, Kept, Result, Tensor, Var};
 use lacewing_core::Chain;
 use lacewing_cpu::chain::{Packed, Plan};
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-/// What each factor of a chain reads, and the weights of the latest products as they read them.
+/// What each factor of a chain reads, and the weights as it reads them.
 #[derive(Debug)]
 pub struct ChainPlan {
     plan: Plan,
-    latest: Mutex<Option<Latest>>,
-}
-
-/// The weights of the latest product: they are the same as long as nobody writes to them.
-#[derive(Debug)]
-struct Latest {
-    versions: Vec<Version>,
-    /// Not of few rows with weights that may not come again.
-    packed: Option<Arc<Packed>>,
+    packed: Kept<Packed>,
 }
 
 impl ChainPlan {
     /// The plan of a chain; none where it has none ([`Plan::new`]).
     pub fn new(chain: &Chain) -> Option<Self> {
-        Some(Self { plan: Plan::new(chain)?, latest: Mutex::default() })
-    }
-
-    /// `weights` packed, here or before, where that pays for a product of `rows` rows.
-    fn packed(&self, weights: &[Var], read: &[&[f32]], rows: usize) -> Option<Arc<Packed>> {
-        let versions: Vec<Version> = weights.iter().map(|w| w.value().version()).collect::<Option<_>>()?;
-        // Held for a moment only: packing is done by all threads, and one that waits may be given another product.
-        let latest = || self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = latest().take();
-        let again = before.as_ref().is_some_and(|before| before.versions == versions);
-        let kept = before.and_then(|before| before.packed);
-        let packed = match kept {
-            Some(kept) if again => Some(kept),
-            kept if again || self.plan.packs(rows) => {
-                Some(Arc::new(self.plan.pack(read, kept.and_then(Arc::into_inner)).expect(CHECKED)))
-            }
-            _ => None,
-        };
-        *latest() = Some(Latest { versions, packed: packed.clone() });
-        packed
+        Some(Self { plan: Plan::new(chain)?, packed: Kept::default() })
     }
 }
 
@@ -103,14 +75,18 @@ pub fn chain(
     }
     check_bias(x.value(), plan.n_out(), bias)?;
     let pre = x.value().like(&with_cols(x.shape(), plan.n_out()))?;
-    let (vars, rows) = (weights, x.value().rows());
+    // Few rows by weights that are trained, and do not come again, are not worth it.
+    let packs = plan.packs(x.value().rows()) || !cx.records(&weights.iter().collect::<Vec<_>>());
+    let tensors: Vec<&Tensor> = weights.iter().map(Var::value).collect();
     let inputs: Vec<&Var> = weights.iter().chain([x]).chain(bias).collect();
     let y = activation::finished_product(cx, &inputs, &pre, bias.map(Var::value), act, |y| {
         with_weights(weights, |weights| {
             let x = &x.value().read();
-            let done = match plan.packed(vars, weights, rows) {
-                Some(packed) => plan.forward_packed(weights, &packed, x, y),
-                None => plan.forward(weights, x, y),
+            let done = if packs {
+                let packed = plan.packed.of(&tensors, |memory| plan.pack(weights, memory));
+                packed.and_then(|packed| plan.forward_packed(weights, &packed, x, y))
+            } else {
+                plan.forward(weights, x, y)
             };
             done.expect(CHECKED);
         });

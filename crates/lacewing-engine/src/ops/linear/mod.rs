@@ -3,7 +3,8 @@
 use super::activation::{self, Activation};
 use super::matmul::{Operand, product, product_with_bias};
 use crate::{Cx, EngineError, Kept, Result, Tensor, Var};
-use lacewing_cpu::gemm::{MatMut, MatRef, Packed, Parallelism, gemm_packed};
+use lacewing_cpu::finish::Target;
+use lacewing_cpu::gemm::{MatRef, Packed, Parallelism, gemm_packed};
 use std::convert::Infallible;
 
 /// A weight in the order that the CPU's products of some rows read it, packed by the first of them: of a layer, whose
@@ -12,16 +13,14 @@ use std::convert::Infallible;
 pub struct PackedWeight(Kept<Packed>);
 
 impl PackedWeight {
-    /// `out = x wᵀ`, by the packed weight.
-    fn product(&self, out: &Tensor, x: &Tensor, w: &Tensor) {
+    /// `y = x wᵀ`, finished, by the packed weight.
+    fn product(&self, y: Target<'_>, x: &Tensor, w: &Tensor) {
         let (rows, n_in, n_out) = (x.rows(), w.cols(), w.rows());
         let (x, read) = (x.read(), w.read());
         let Ok(packed) = self.0.of(&[w], |memory| {
             Ok::<_, Infallible>(Packed::new(MatRef::row_major(&read, n_out, n_in).t(), memory))
         });
-        let (x, mut out) = (MatRef::row_major(&x, rows, n_in), out.write());
-        let out = MatMut::row_major(&mut out, rows, n_out);
-        gemm_packed(out, false, x, &packed, Parallelism::Pool);
+        gemm_packed(y, false, MatRef::row_major(&x, rows, n_in), &packed, Parallelism::Pool);
     }
 }
 
@@ -55,19 +54,18 @@ pub fn linear_packed(
     check_bias(x.value(), n_out, bias)?;
     let shape = with_cols(x.shape(), n_out);
     let pre = x.value().like(&shape)?;
+    let inputs: Vec<&Var> = [x, w].into_iter().chain(bias).collect();
     let bias_value = bias.map(Var::value);
     let pays = x.value().gpu().is_none() && Packed::pays(x.value().rows()) && !cx.records(&[w]);
-    let added = if let (Some(packed), true) = (packed, pays) {
-        packed.product(&pre, x.value(), w.value());
-        false
+    let y = if let (Some(packed), true) = (packed, pays) {
+        activation::finished_product(cx, &inputs, &pre, bias_value, act, |y| {
+            packed.product(y, x.value(), w.value());
+        })?
     } else {
         let (a, b) = (Operand::matrix(x.value()), Operand::matrix(w.value()).t());
-        product_with_bias(Operand::matrix(&pre), a, b, bias_value)?
+        let added = product_with_bias(Operand::matrix(&pre), a, b, bias_value)?;
+        activation::finish_linear(&pre, if added { None } else { bias_value }, act)?
     };
-    let rest = if added { None } else { bias_value };
-
-    let inputs: Vec<&Var> = [x, w].into_iter().chain(bias).collect();
-    let y = activation::finish_linear(&pre, rest, act)?;
     let (x, w, bias) = (x.clone(), w.clone(), bias.cloned());
     let pre = (act != Activation::Identity).then_some(pre);
     Ok(cx.record(y, &inputs, move |gradients, dy| {
