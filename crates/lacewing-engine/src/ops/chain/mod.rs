@@ -75,8 +75,8 @@ pub fn chain(
     }
     check_bias(x.value(), plan.n_out(), bias)?;
     let pre = x.value().like(&with_cols(x.shape(), plan.n_out()))?;
-    // Few rows by weights that are trained, and do not come again, are not worth it.
-    let packs = plan.packs(x.value().rows()) || !cx.records(&weights.iter().collect::<Vec<_>>());
+    // In training weights do not come again, and for few rows they are not worth it.
+    let packs = plan.packs(x.value().rows()) || !cx.is_training();
     let tensors: Vec<&Tensor> = weights.iter().map(Var::value).collect();
     let inputs: Vec<&Var> = weights.iter().chain([x]).chain(bias).collect();
     let y = activation::finished_product(cx, &inputs, &pre, bias.map(Var::value), act, |y| {

@@ -36,8 +36,8 @@ pub fn linear(cx: &Cx, x: &Var, w: &Var, bias: Option<&Var>, act: Activation) ->
     linear_packed(cx, x, w, bias, act, None)
 }
 
-/// [`linear`] with a weight that no gradient is asked of kept `packed` on the CPU, where that makes the product faster.
-/// Weights that are trained change with every step.
+/// [`linear`] with a weight that is kept `packed` on the CPU outside training, where that makes the product faster. In
+/// training weights change with every step, and what is computed again for a backward pass must be the same to the bit.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ pub fn linear_packed(
     let pre = x.value().like(&shape)?;
     let inputs: Vec<&Var> = [x, w].into_iter().chain(bias).collect();
     let bias_value = bias.map(Var::value);
-    let pays = x.value().gpu().is_none() && Packed::pays(x.value().rows()) && !cx.records(&[w]);
+    let pays = x.value().gpu().is_none() && Packed::pays(x.value().rows()) && !cx.is_training();
     let y = if let (Some(packed), true) = (packed, pays) {
         activation::finished_product(cx, &inputs, &pre, bias_value, act, |y| {
             packed.product(y, x.value(), w.value());
