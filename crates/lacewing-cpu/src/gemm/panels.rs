@@ -13,7 +13,7 @@ use crate::simd::{Isa, Level, MatMut, MatRef, Vectorize};
 /// 4096 wide: 1.0 to 1.6 times).
 const LEAST_ROWS: usize = 8;
 const MOST_ROWS: usize = 512;
-/// Inner elements of a run. Those of a panel take half of the first cache; the other half is for the next ones.
+/// Inner elements of a run: those of a panel fit the first cache beside a tile of rows (36 of 48 KiB).
 const RUN: usize = 192;
 /// Inner elements that lie together of every row of a tile: a cache line.
 const PIECE: usize = 16;
