@@ -18,8 +18,8 @@ impl<T> Default for Kept<T> {
 impl<T> Kept<T> {
     /// What `make` made of `tensors` as they are: now, or before if nobody has written to them since.
     ///
-    /// `make` is given what it made last, if there is such and nobody else holds it, for its memory. The tensors should
-    /// be read meanwhile by who calls this, or may be written to while `make` runs.
+    /// `make` is given what it made last, if there is such and nobody else holds it, for its memory. Callers hold a read
+    /// of the tensors meanwhile, so that what is made fits the content it is kept for.
     ///
     /// # Errors
     ///

@@ -5,10 +5,9 @@
 
 use super::Blocks;
 use super::order::Order;
-use super::panels::{load, store};
 use crate::parallel::within_pool;
 use crate::scratch::scratch;
-use crate::simd::{Isa, Level, Vectorize};
+use crate::simd::{Isa, Level, Vectorize, load, store};
 use rayon::prelude::*;
 
 /// Rows of one run of several: all strips of a few thousand columns then fit the second cache.

@@ -11,7 +11,7 @@ use super::{Blocks, Kernel, Packing, dots, outer};
 use crate::finish::Target;
 use crate::parallel::share;
 use crate::scratch::scratch;
-use crate::simd::{Isa, Level, MAX_LANES, MatMut, MatRef, Vectorize};
+use crate::simd::{Isa, Level, MAX_LANES, MatMut, MatRef, Vectorize, load, store};
 use std::ops::Range;
 
 pub(super) const KERNEL: Kernel = Kernel {
@@ -188,18 +188,6 @@ macro_rules! by_hand {
             $body
         }
     )*};
-}
-
-/// Loads a register, or with `TAIL` what there is of one.
-#[inline(always)]
-pub(super) fn load<I: Isa, const TAIL: bool>(isa: I, from: &[f32]) -> I::V {
-    if TAIL { isa.load_partial(from) } else { isa.load(from) }
-}
-
-/// Stores a register, or with `TAIL` what there is room for.
-#[inline(always)]
-pub(super) fn store<I: Isa, const TAIL: bool>(isa: I, to: &mut [f32], v: I::V) {
-    if TAIL { isa.store_partial(to, v) } else { isa.store(to, v) }
 }
 
 impl<S: Source> Vectorize for Products<'_, S> {

@@ -34,8 +34,8 @@ pub fn gemm(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: MatRef<'_>, par
     product(out, accumulate, a, b, threads);
 }
 
-/// `out = a b`, or `out += a b` with `accumulate`, finished, by a `b` that has been packed: as [`gemm`], for products of some rows
-/// ([`Packed::pays`]) faster. Panics if the shapes disagree, or unless the rows of `out` and `a` are contiguous.
+/// `out = a b`, or `out += a b` with `accumulate`, finished, by a `b` that has been packed: as [`gemm`], and faster for
+/// products of some rows ([`Packed::pays`]). Panics if the shapes disagree, or unless the rows of `out` and `a` are contiguous.
 pub fn gemm_packed(out: Target<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, parallelism: Parallelism) {
     panels::product(out, accumulate, a, b, parallelism == Parallelism::Pool);
 }

@@ -7,7 +7,7 @@
 use crate::finish::Target;
 use crate::parallel::share;
 use crate::scratch::{Aligned, scratch};
-use crate::simd::{Isa, Level, MatMut, MatRef, Vectorize};
+use crate::simd::{Isa, Level, MatMut, MatRef, Vectorize, load, store};
 
 /// Rows from which, and up to which, this is faster than what [`gemm`](super::gemm()) does (measured on AVX-512, 768 to
 /// 4096 wide: 1.0 to 1.6 times).
@@ -21,7 +21,7 @@ const PIECE: usize = 16;
 const HEIGHTS: usize = 24;
 /// Elements of `a` that are copied at a time.
 const COPIED: usize = 4 * 1024 * 1024;
-/// Tasks at least, where there is enough to cut.
+/// Tasks at most, about.
 const TASKS: usize = 32;
 /// Rows of a task at least, where they are cut.
 const TASK_ROWS: usize = 128;
@@ -146,11 +146,7 @@ impl Vectorize for Pack<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Self { to, from, width } = self;
         let (k, cols) = (from.rows(), from.cols());
-        if cols < width || from.col_stride() != 1 && from.row_stride() != 1 {
-            to.fill(0.0);
-        } else {
-            to[k * width..].fill(0.0);
-        }
+        to[if cols < width { 0 } else { k * width }..].fill(0.0);
         if from.col_stride() == 1 {
             for (r, to) in to.chunks_exact_mut(width).enumerate().take(k) {
                 to[..cols].copy_from_slice(from.row(r));
@@ -356,21 +352,4 @@ struct Run {
     len: usize,
     lines: usize,
     part: usize,
-}
-
-/// Loads a register, or with `TAIL` what there is of one.
-#[inline(always)]
-fn load<I: Isa, const TAIL: bool>(isa: I, from: &[f32]) -> I::V {
-    if TAIL { isa.load_partial(&from[..I::LANES.min(from.len())]) } else { isa.load(from) }
-}
-
-/// Stores a register, or with `TAIL` what there is room for.
-#[inline(always)]
-fn store<I: Isa, const TAIL: bool>(isa: I, to: &mut [f32], v: I::V) {
-    if TAIL {
-        let len = I::LANES.min(to.len());
-        isa.store_partial(&mut to[..len], v);
-    } else {
-        isa.store(to, v);
-    }
 }

@@ -245,6 +245,23 @@ pub trait Isa: Copy + Send + Sync + 'static {
     }
 }
 
+/// Loads a register, or with `TAIL` what there is of one.
+#[inline(always)]
+pub(crate) fn load<I: Isa, const TAIL: bool>(isa: I, from: &[f32]) -> I::V {
+    if TAIL { isa.load_partial(&from[..I::LANES.min(from.len())]) } else { isa.load(from) }
+}
+
+/// Stores a register, or with `TAIL` what there is room for.
+#[inline(always)]
+pub(crate) fn store<I: Isa, const TAIL: bool>(isa: I, to: &mut [f32], v: I::V) {
+    if TAIL {
+        let len = I::LANES.min(to.len());
+        isa.store_partial(&mut to[..len], v);
+    } else {
+        isa.store(to, v);
+    }
+}
+
 /// A computation that can be compiled for any [`Isa`].
 pub trait Vectorize {
     /// What it returns.
