@@ -169,8 +169,11 @@ pub struct Kernel {
 /// How a kernel multiplies by values in an order of its own.
 #[derive(Debug)]
 struct Packing {
-    /// The fewest rows that it is faster for than [`Kernel::forward`], not counting what packing takes.
-    from_rows: usize,
+    /// Whether it is faster than [`Kernel::forward`] for so many rows, where the values are kept packed or, without,
+    /// packed for one product.
+    pays: fn(&Blocks, usize, bool) -> bool,
+    /// Elements that packed values take.
+    len: fn(&Blocks) -> usize,
     pack: fn(&Blocks, &[f32], &mut [f32]),
     forward: fn(&Blocks, &[f32], &[f32], Target<'_>, bool),
 }
@@ -209,9 +212,11 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether packed values make forward products of `rows` rows faster.
-    pub fn packs(&self, blocks: &Blocks, rows: usize) -> bool {
-        !blocks.positions.is_empty() && self.packing.as_ref().is_some_and(|packing| rows >= packing.from_rows)
+    /// Whether packed values make forward products of `rows` rows faster, if they are `kept` for many products or
+    /// packed for one.
+    pub fn packs(&self, blocks: &Blocks, rows: usize, kept: bool) -> bool {
+        let pays = |packing: &Packing| (packing.pays)(blocks, rows, kept);
+        !blocks.positions.is_empty() && self.packing.as_ref().is_some_and(pays)
     }
 
     /// Packs `values` for [`Kernel::forward_packed`], into the `memory` of those packed before if given. A kernel
@@ -223,7 +228,7 @@ impl Kernel {
     pub fn pack(&self, blocks: &Blocks, values: &[f32], memory: Option<Packed>) -> Result<Packed, DsdError> {
         blocks.rows(values.len(), ("x", 0), ("y", 0))?;
         let Packed(mut packed) = memory.unwrap_or(Packed(Aligned::default()));
-        let to = packed.resize(values.len());
+        let to = packed.resize(self.packing.as_ref().map_or(values.len(), |packing| (packing.len)(blocks)));
         match &self.packing {
             Some(packing) => (packing.pack)(blocks, values, to),
             None => to.copy_from_slice(values),
@@ -244,9 +249,15 @@ impl Kernel {
         y: Target<'_>,
         accumulate: bool,
     ) -> Result<(), DsdError> {
-        let values = packed.get();
-        if blocks.rows_of_product(values.len(), x.len(), &y)? > 0 {
-            let forward = self.packing.as_ref().map_or(self.forward, |packing| packing.forward);
+        let (values, nnz) = (packed.get(), blocks.nnz_values());
+        let (expected, forward) = match &self.packing {
+            Some(packing) => ((packing.len)(blocks), packing.forward),
+            None => (nnz, self.forward),
+        };
+        if values.len() != expected {
+            return Err(DsdError::Len { operand: "packed values", expected, got: values.len() });
+        }
+        if blocks.rows_of_product(nnz, x.len(), &y)? > 0 {
             forward(blocks, values, x, y, accumulate);
         }
         Ok(())

@@ -272,19 +272,47 @@ fn few_rows_of_single_values_meet_the_oracle_whatever_their_columns() {
 }
 
 #[test]
+fn values_picked_by_windows_meet_the_oracle() {
+    // Ends of a group, of a window, of a run, and rows shorter than a window.
+    for (n_out, n_in) in [(1, 28), (16, 32), (17, 36), (40, 100), (33, 1100), (5, 2060)] {
+        for blocks in [regular(n_out, n_in, (1, 4)), scattered(n_out, n_in, 3), scattered(n_out, n_in, 60)] {
+            meets_the_oracle(&blocks, &[1, 2, 3, 5, 8, 9, 20]);
+        }
+    }
+    // Several bands.
+    meets_the_oracle(&regular(48, 64, (2, 8)), &[270]);
+    let n_m = regular(64, 256, (1, 8));
+    let packs = |blocks: &Blocks, rows, kept| select(blocks).packs(blocks, rows, kept);
+    with_level(Level::available()[0], || {
+        let fast = Level::current() == Level::Avx512;
+        assert_eq!([1, 8, 16, 32, 33].map(|rows| packs(&n_m, rows, true)), [fast, fast, fast, fast, false]);
+        assert!(!packs(&n_m, 8, false), "for one product");
+        let one_each = (0..64).map(|o| (o, o * 37 % 256)).collect();
+        assert!(!packs(&Blocks::new((1, 1), (64, 256), one_each).unwrap(), 8, true), "mostly zeros");
+    });
+}
+
+#[test]
 fn an_input_without_values_is_not_multiplied() {
     for blocks in [regular(20, 68, (2, 4)), scattered(20, 68, 2), scattered(20, 68, 12)] {
-        let values = uniform(1, blocks.nnz_values());
-        for (rows, level) in (1..5).flat_map(|rows| Level::available().into_iter().map(move |l| (rows, l))) {
-            let mut x = uniform(2, rows * 68);
-            x[40] = f32::INFINITY;
-            let mut y = vec![0.0; rows * 20];
-            with_level(level, || {
-                select(&blocks).forward(&blocks, &values, &x, plain(&mut y, &blocks), false).unwrap()
-            });
-            for (at, y) in y.iter().enumerate() {
-                let meets = at < 20 && blocks.positions.contains(&(at as u32, 40));
-                assert_eq!(!y.is_finite(), meets, "{at} of {rows} rows at {level:?}");
+        let (values, kernel) = (uniform(1, blocks.nnz_values()), select(&blocks));
+        for (rows, level) in (1..9).flat_map(|rows| Level::available().into_iter().map(move |l| (rows, l))) {
+            // The first inputs of windows among them.
+            for input in [0, 36, 40] {
+                let mut x = uniform(2, rows * 68);
+                x[input] = f32::INFINITY;
+                let (mut y, mut y_packed) = (vec![0.0; rows * 20], vec![0.0; rows * 20]);
+                with_level(level, || {
+                    kernel.forward(&blocks, &values, &x, plain(&mut y, &blocks), false).unwrap();
+                    let packed = kernel.pack(&blocks, &values, None).unwrap();
+                    let y = plain(&mut y_packed, &blocks);
+                    kernel.forward_packed(&blocks, &packed, &x, y, false).unwrap();
+                });
+                for (at, (y, y_packed)) in y.iter().zip(&y_packed).enumerate() {
+                    let meets = at < 20 && blocks.positions.contains(&(at as u32, input as u32));
+                    let what = format!("{at} of {rows} rows at {level:?}");
+                    assert_eq!((!y.is_finite(), !y_packed.is_finite()), (meets, meets), "{what}");
+                }
             }
         }
     }

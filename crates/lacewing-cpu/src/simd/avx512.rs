@@ -1,6 +1,6 @@
 //! AVX-512 (F, VL, BW, DQ): sixteen lanes, partial loads and stores by mask.
 
-use super::{Isa, Vectorize};
+use super::{Isa, PICKED, Vectorize, WINDOW};
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX-512 F, VL, BW and DQ, and AVX2, FMA and POPCNT.
@@ -49,7 +49,27 @@ fn first(len: usize) -> __mmask16 {
 impl Isa for Avx512 {
     type V = __m512;
     type M = __mmask16;
+    type Table<'a> = [__m512; 2];
     const LANES: usize = 16;
+
+    #[inline(always)]
+    fn table(self, from: &[f32; WINDOW]) -> [__m512; 2] {
+        [self.load(from), self.load(&from[16..])]
+    }
+
+    #[inline(always)]
+    fn pick(self, table: [__m512; 2], at: &[u8]) -> __m512 {
+        let at = at[..16].as_ptr();
+        // SAFETY: the slice above is 16 readable bytes.
+        let at = unsafe { _mm_loadu_si128(at.cast()) };
+        const { assert!(PICKED == 1 << 7) };
+        // SAFETY: `self` proves AVX-512 VL and BW; the mask is of the highest bits.
+        let picked = unsafe { _mm_movepi8_mask(at) };
+        // SAFETY: `self` proves AVX-512 F.
+        let at = unsafe { _mm512_cvtepu8_epi32(at) };
+        // SAFETY: as above; it takes the lowest five bits of an index.
+        unsafe { _mm512_maskz_permutex2var_ps(picked, table[0], at, table[1]) }
+    }
 
     lanewise! {
         add(a, b) = _mm512_add_ps;

@@ -24,6 +24,12 @@ pub use view::{MatMut, MatRef};
 /// The most f32 that one register holds at any level.
 pub const MAX_LANES: usize = 16;
 
+/// Elements of an [`Isa::Table`].
+pub const WINDOW: usize = 32;
+
+/// What [`Isa::pick`] takes for its first element.
+pub const PICKED: u8 = 128;
+
 /// A vector instruction set, as a token: holding one proves that the CPU has it.
 ///
 /// The methods are what the kernels need and nothing more. They are `#[inline(always)]`, or each would be a
@@ -33,8 +39,16 @@ pub trait Isa: Copy + Send + Sync + 'static {
     type V: Copy;
     /// One truth value a lane.
     type M: Copy;
+    /// A window of inputs to pick from.
+    type Table<'a>: Copy;
     /// f32 a register.
     const LANES: usize;
+
+    /// `from`, for [`Isa::pick`].
+    fn table(self, from: &[f32; WINDOW]) -> Self::Table<'_>;
+    /// Element `i % WINDOW` of the table where `at` has [`PICKED`]` + i`, for its first `LANES`; zero where it has less.
+    /// Panics if there are fewer.
+    fn pick(self, table: Self::Table<'_>, at: &[u8]) -> Self::V;
 
     /// `a` in every lane.
     fn splat(self, a: f32) -> Self::V;
@@ -243,6 +257,16 @@ pub trait Isa: Copy + Send + Sync + 'static {
         self.store(&mut lanes, v);
         lanes[..Self::LANES].iter().copied().fold(f32::NEG_INFINITY, f32::max)
     }
+}
+
+/// [`Isa::pick`] one by one.
+#[inline(always)]
+fn pick_each<I: Isa>(isa: I, table: &[f32; WINDOW], at: &[u8]) -> I::V {
+    let mut lanes = [0.0; MAX_LANES];
+    for (lane, &at) in lanes.iter_mut().zip(&at[..I::LANES]) {
+        *lane = if at >= PICKED { table[usize::from(at) % WINDOW] } else { 0.0 };
+    }
+    isa.load(&lanes)
 }
 
 /// Loads a register, or with `TAIL` what there is of one.

@@ -5,11 +5,12 @@ mod block_gradient;
 mod block_tile;
 mod gradient;
 mod pack;
+mod picks;
 mod places;
 mod tile;
 
 use super::order::Order;
-use super::{Blocks, Kernel, one_row};
+use super::{Blocks, Kernel, Packing, one_row};
 use crate::finish::Target;
 use crate::parallel::within_pool;
 use crate::scratch::scratch;
@@ -17,6 +18,7 @@ use crate::simd::Level;
 pub(super) use block_gradient::weight_gradient as block_weight_gradient;
 use block_tile::BlockTile;
 use pack::Pack;
+use picks::Picks;
 use places::Places;
 use rayon::prelude::*;
 use std::sync::OnceLock;
@@ -37,7 +39,7 @@ pub(super) const KERNEL: Kernel = Kernel {
             gradient::weight_gradient(places, (dy, blocks.n_out), (x, blocks.n_in), dvalues);
         }
     },
-    packing: None,
+    packing: Some(Packing { pays: picks::pays, len: picks::len, pack: picks::pack, forward: picks::forward }),
 };
 
 /// Outputs of a chunk.
@@ -74,6 +76,9 @@ const VALUES: usize = 32 * 1024;
 pub(super) struct Elements {
     by_row: Orders,
     by_col: Orders,
+    /// For products with packed values, and how many steps it has.
+    picks: OnceLock<Picks>,
+    steps: OnceLock<usize>,
     /// The values of small blocks one by one, by their outputs and by their inputs.
     each: OnceLock<(Order, Order)>,
 }

@@ -8,10 +8,11 @@ use lacewing_cpu::finish::Target;
 /// The index was checked when it was made and the operands by the op, so a refusal is a bug of ours.
 const CHECKED: &str = "operands were checked";
 
-pub(super) fn forward(index: &BlockIndex, values: &Tensor, x: &Tensor, y: Target<'_>) {
+/// `y` finished, from values that are `kept` for many products, or for one.
+pub(super) fn forward(index: &BlockIndex, values: &Tensor, x: &Tensor, y: Target<'_>, kept: bool) {
     let blocks = &index.0.blocks;
     let kernel = select(blocks);
-    if kernel.packs(blocks, x.rows()) {
+    if kernel.packs(blocks, x.rows(), kept) {
         let read = values.read();
         let pack = |memory| kernel.pack(blocks, &read, memory);
         let packed = index.0.packed.of(&[values], pack).expect(CHECKED);

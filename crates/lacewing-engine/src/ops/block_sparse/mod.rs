@@ -127,7 +127,7 @@ pub fn block_sparse_linear(
     let bias_value = bias.map(Var::value);
     let y = match &index.0.gpu {
         None => activation::finished_product(cx, &inputs, &pre, bias_value, act, |y| {
-            cpu::forward(index, values.value(), x.value(), y);
+            cpu::forward(index, values.value(), x.value(), y, !cx.is_training());
         })?,
         Some(gpu) => {
             gpu.forward(values.value(), x.value(), &pre)?;
