@@ -442,6 +442,34 @@ fn block_sparse_products_agree_with_f64_at_tile_edges() {
 }
 
 #[test]
+fn warpgroup_products_agree_with_f64_at_tile_edges() {
+    let Some(device) = device() else { return };
+    if device.properties().capability != (9, 0) {
+        return eprintln!("skipped: not a Hopper GPU");
+    }
+    for rows in [128, 200, 256, 513] {
+        for (shape, block) in [
+            ((96, 160), (32, 32)),
+            ((96, 256), (32, 64)),
+            ((192, 160), (64, 32)),
+            ((192, 320), (64, 64)),
+            ((384, 512), (128, 128)),
+            ((384, 384), (64, 192)),
+            ((384, 384), (192, 128)),
+            ((768, 256), (256, 64)),
+        ] {
+            check_block_sparse(&device, "warpgroup", Type::Bf16, rows, shape, block);
+        }
+    }
+    // Weight gradients in parts of the rows, and tiles of 256 rows.
+    check_block_sparse(&device, "warpgroup", Type::Bf16, 2100, (192, 320), (64, 64));
+    check_block_sparse(&device, "warpgroup", Type::Bf16, 1100, (256, 384), (128, 128));
+    for block in [32, 64, 128] {
+        check_block_sparse(&device, "warpgroup", Type::Bf16, 5000, (52 * block, 2 * block), (block, block));
+    }
+}
+
+#[test]
 fn the_table_takes_tensor_cores_where_it_can_and_the_plain_kernel_elsewhere() {
     let Some(device) = device() else { return };
     let chosen = |of: Type, block: usize, offset: usize| {

@@ -382,7 +382,8 @@ fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
     let blocks = |block: usize, density: f64| {
         built(json!({"structure": "block_sparse", "block": block, "density": density}))
     };
-    assert_eq!(on(gpu, blocks(32, 0.1).as_ref(), DType::Bf16, None), "block_sparse");
+    assert_eq!(on(gpu, blocks(64, 0.2).as_ref(), DType::Bf16, None), "block_sparse");
+    assert_eq!(on(gpu, blocks(64, 0.05).as_ref(), DType::F32, None), "scatter_dense", "no tensor cores");
     assert_eq!(on(gpu, blocks(32, 0.5).as_ref(), DType::Bf16, None), "scatter_dense", "too dense to pay");
     assert_eq!(on(gpu, blocks(32, 0.5).as_ref(), DType::Bf16, Some("block_sparse")), "block_sparse");
     assert_eq!(

@@ -9,6 +9,7 @@
 mod block_sparse;
 mod pattern;
 mod plain;
+mod warpgroup;
 
 pub use pattern::BlockPattern;
 
@@ -70,10 +71,10 @@ pub struct Kernel {
 }
 
 /// Every kernel, best first; the last takes anything.
-pub static KERNELS: &[Kernel] = &[block_sparse::KERNEL, plain::KERNEL];
+pub static KERNELS: &[Kernel] = &[warpgroup::KERNEL, block_sparse::KERNEL, plain::KERNEL];
 
 /// The sources of the kernels.
-pub static SOURCES: &[&Source] = &[&block_sparse::SOURCE, &plain::SOURCE];
+pub static SOURCES: &[&Source] = &[&warpgroup::SOURCE, &block_sparse::SOURCE, &plain::SOURCE];
 
 const CALL: &str = "block-sparse product";
 
