@@ -5,7 +5,8 @@ use crate::Tensor;
 use crate::tensor::Version;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The latest thing made of the content of tensors. On the host only: of those of a GPU nothing is kept.
+/// The latest thing made of the content of tensors. On a GPU it is kept of parameters only, whose writes are numbered as
+/// those to all tensors of the host are.
 #[derive(Debug)]
 pub struct Kept<T>(Mutex<Option<(Vec<Version>, Arc<T>)>>);
 

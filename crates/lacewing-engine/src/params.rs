@@ -137,12 +137,12 @@ impl ParamsBuilder {
         for (info, values) in &self.entries {
             flat[info.offset..][..values.len()].copy_from_slice(values);
         }
-        let master = Tensor::from_f32(&self.device, &flat, &[total])?;
-        let copy = (self.compute == DType::Bf16).then(|| Tensor::empty(&self.device, DType::Bf16, &[total]));
+        let master = Tensor::from_f32(&self.device, &flat, &[total])?.numbered();
+        let empty = || Tensor::empty(&self.device, DType::Bf16, &[total]);
+        let copy = (self.compute == DType::Bf16).then(empty).transpose()?.map(Tensor::numbered);
         let infos: Vec<ParamInfo> = self.entries.into_iter().map(|(info, _)| info).collect();
         let by_name = infos.iter().enumerate().map(|(i, info)| (info.name.clone(), ParamId(i))).collect();
-        let params =
-            Params { infos, by_name, n_decayed, master, copy: copy.transpose()?, gradient: OnceLock::new() };
+        let params = Params { infos, by_name, n_decayed, master, copy, gradient: OnceLock::new() };
         params.refresh_copy()?;
         Ok(Arc::new(params))
     }

@@ -57,7 +57,7 @@ fn next_write() -> u64 {
     WRITES.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Which content a host tensor has: where two are equal, so are the elements.
+/// Which content a tensor has: where two are equal, so are the elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Version {
     written: u64,
@@ -67,7 +67,8 @@ pub(crate) struct Version {
 #[derive(Clone)]
 enum Storage {
     Cpu(Arc<HostBuffer>),
-    Cuda(Arc<lacewing_cuda::Device>, Region),
+    /// With the number of the latest write, as a [`HostBuffer`] has it, where [`Tensor::numbered`] asked for it.
+    Cuda(Arc<lacewing_cuda::Device>, Region, Option<Arc<AtomicU64>>),
 }
 
 /// A contiguous, row-major array on a device. Cloning shares the storage.
@@ -103,7 +104,7 @@ impl Tensor {
             Device::Cpu => Storage::Cpu(Arc::new(HostBuffer::new(memory::take(len)))),
             Device::Cuda(gpu) => {
                 let bytes = len * dtype.bytes();
-                Storage::Cuda(gpu.clone(), gpu.region(bytes)?)
+                Storage::Cuda(gpu.clone(), gpu.region(bytes)?, None)
             }
         };
         Ok(Self { shape: shape.to_vec(), dtype, storage, offset: 0 })
@@ -150,7 +151,7 @@ impl Tensor {
                 let mut to = buffer.try_write().expect("not shared yet");
                 bytemuck::cast_slice_mut(&mut to[..len]).copy_from_slice(bytes);
             }
-            Storage::Cuda(gpu, region) => gpu.upload(region, bytes)?,
+            Storage::Cuda(gpu, region, _) => gpu.upload(region, bytes)?,
         }
         Ok(tensor)
     }
@@ -189,7 +190,7 @@ impl Tensor {
     pub fn device(&self) -> Device {
         match &self.storage {
             Storage::Cpu(_) => Device::Cpu,
-            Storage::Cuda(gpu, _) => Device::Cuda(gpu.clone()),
+            Storage::Cuda(gpu, ..) => Device::Cuda(gpu.clone()),
         }
     }
 
@@ -226,7 +227,7 @@ impl Tensor {
     pub(crate) fn is_unique(&self) -> bool {
         match &self.storage {
             Storage::Cpu(buffer) => Arc::strong_count(buffer) == 1,
-            Storage::Cuda(_, region) => region.is_unique(),
+            Storage::Cuda(_, region, _) => region.is_unique(),
         }
     }
 
@@ -234,8 +235,9 @@ impl Tensor {
     pub(crate) fn fill_zero(&self) -> Result<()> {
         match &self.storage {
             Storage::Cpu(_) => self.write().fill(0.0),
-            Storage::Cuda(gpu, _) => gpu.zero(&self.region())?,
+            Storage::Cuda(gpu, ..) => gpu.zero(&self.region())?,
         }
+        self.wrote();
         Ok(())
     }
 
@@ -243,8 +245,9 @@ impl Tensor {
     pub(crate) fn copy_from(&self, from: &Self) -> Result<()> {
         match &self.storage {
             Storage::Cpu(_) => self.write().copy_from_slice(&from.read()),
-            Storage::Cuda(gpu, _) => gpu.copy(&self.region(), &from.region())?,
+            Storage::Cuda(gpu, ..) => gpu.copy(&self.region(), &from.region())?,
         }
+        self.wrote();
         Ok(())
     }
 
@@ -273,8 +276,9 @@ impl Tensor {
         }
         match &self.storage {
             Storage::Cpu(_) => self.write().copy_from_slice(values),
-            Storage::Cuda(gpu, _) => gpu.upload(&self.region(), bytemuck::cast_slice(values))?,
+            Storage::Cuda(gpu, ..) => gpu.upload(&self.region(), bytemuck::cast_slice(values))?,
         }
+        self.wrote();
         Ok(())
     }
 
@@ -292,12 +296,12 @@ impl Tensor {
                 got: self.dtype,
             }),
             (Storage::Cpu(_), _) => Ok(self.read().to_vec()),
-            (Storage::Cuda(gpu, _), DType::F32) => {
+            (Storage::Cuda(gpu, ..), DType::F32) => {
                 let mut host = vec![0f32; self.len()];
                 gpu.download(&self.region(), bytemuck::cast_slice_mut(&mut host))?;
                 Ok(host)
             }
-            (Storage::Cuda(gpu, _), DType::Bf16) => {
+            (Storage::Cuda(gpu, ..), DType::Bf16) => {
                 let mut host = vec![half::bf16::ZERO; self.len()];
                 gpu.download(&self.region(), bytemuck::cast_slice_mut(&mut host))?;
                 Ok(host.iter().map(|v| v.to_f32()).collect())
@@ -314,7 +318,7 @@ impl Tensor {
         self.expect_dtype("to_u32", "tensor", DType::U32)?;
         match &self.storage {
             Storage::Cpu(_) => Ok(self.read_u32().to_vec()),
-            Storage::Cuda(gpu, _) => {
+            Storage::Cuda(gpu, ..) => {
                 let mut host = vec![0u32; self.len()];
                 gpu.download(&self.region(), bytemuck::cast_slice_mut(&mut host))?;
                 Ok(host)
@@ -389,11 +393,33 @@ impl Tensor {
         })
     }
 
-    /// Which content a host tensor has; `None` on a GPU. To be asked for while it is being read, so that it
-    /// fits what is read.
+    /// Which content it has; `None` on a GPU unless its writes are [numbered](Self::numbered). To be asked for while it
+    /// is being read, so that it fits what is read.
     pub(crate) fn version(&self) -> Option<Version> {
-        let Storage::Cpu(buffer) = &self.storage else { return None };
-        Some(Version { written: buffer.written.load(Ordering::Acquire), offset: self.offset })
+        let written = match &self.storage {
+            Storage::Cpu(buffer) => &buffer.written,
+            Storage::Cuda(_, _, written) => written.as_deref()?,
+        };
+        Some(Version { written: written.load(Ordering::Acquire), offset: self.offset })
+    }
+
+    /// The same tensor, its writes numbered on a GPU too: whoever lets a kernel write to it, or to what shares its
+    /// storage from now on, says so by [`Tensor::wrote`].
+    pub(crate) fn numbered(self) -> Self {
+        let storage = match self.storage {
+            Storage::Cuda(gpu, region, _) => {
+                Storage::Cuda(gpu, region, Some(Arc::new(AtomicU64::new(next_write()))))
+            }
+            cpu @ Storage::Cpu(_) => cpu,
+        };
+        Self { storage, ..self }
+    }
+
+    /// Says that a kernel was queued that writes to it. On the host [`Tensor::write`] does.
+    pub(crate) fn wrote(&self) {
+        if let Storage::Cuda(_, _, Some(written)) = &self.storage {
+            written.store(next_write(), Ordering::Release);
+        }
     }
 
     fn host(&self) -> &HostBuffer {
@@ -410,7 +436,7 @@ impl Tensor {
     /// When it is on the host.
     pub(crate) fn region(&self) -> Region {
         match &self.storage {
-            Storage::Cuda(_, region) => {
+            Storage::Cuda(_, region, _) => {
                 region.slice(self.offset * self.dtype.bytes(), self.len() * self.dtype.bytes())
             }
             Storage::Cpu(_) => panic!("a host tensor was used as device memory"),
@@ -421,7 +447,7 @@ impl Tensor {
     pub(crate) fn gpu(&self) -> Option<&Arc<lacewing_cuda::Device>> {
         match &self.storage {
             Storage::Cpu(_) => None,
-            Storage::Cuda(gpu, _) => Some(gpu),
+            Storage::Cuda(gpu, ..) => Some(gpu),
         }
     }
 

@@ -4,6 +4,7 @@
 mod chains;
 
 use lacewing_core::{Form, Rng, Structure, rounding, structures};
+use lacewing_engine::optim::{Optimizer, Sgd, SgdConfig};
 use lacewing_engine::{Cx, DType, Device, StepRng, Tensor, ops};
 use lacewing_nn::linear::{DeviceKind, KERNELS, Problem};
 use lacewing_nn::{Built, Linear, LinearOptions, ModelBuilder, NnError};
@@ -155,6 +156,57 @@ fn outputs_are_those_of_the_definition_for_any_leading_dimensions() {
                     );
                 }
             }
+        }
+    });
+}
+
+#[test]
+fn what_is_kept_of_parameters_is_made_again_when_they_were_written() {
+    let evaluate = |linear: &Linear, built: &Built, x: &[f32], rows: usize| {
+        let cx = Cx::evaluation(built.params.clone());
+        let x = Tensor::from_f32(&built.params.device(), x, &[rows, linear.structure().n_in()]).unwrap();
+        linear.forward(&cx, &cx.constant(x)).unwrap().value().to_f32().unwrap()
+    };
+    for_each_layer(|context, structure, linear, built| {
+        let (n_in, most) = (structure.n_in(), 9.max(4 * structure.n_in()));
+        let x = draw(most * n_in, &mut Rng::new(5));
+        let all = |linear: &Linear, built: &Built| {
+            [1, 9, most].map(|rows| evaluate(linear, built, &x[..rows * n_in], rows))
+        };
+        let before = all(linear, built);
+        assert!(all(linear, built) == before, "{context}: again");
+        let mut sgd = Sgd::new(&built.params, SgdConfig::default()).unwrap();
+        let mut step = || {
+            let cx = Cx::training(built.params.clone(), StepRng::new(0, 0));
+            let of = |values: &[f32], cols| Tensor::from_f32(&built.params.device(), values, &[9, cols]);
+            let x = cx.leaf(of(&x[..9 * n_in], n_in).unwrap());
+            let y = linear.forward(&cx, &x).unwrap();
+            cx.backward(&y, of(&vec![1.0; y.value().len()], structure.n_out()).unwrap()).unwrap();
+            sgd.step(&built.params, 0.1, None).unwrap();
+        };
+        // By an optimizer, then by hand.
+        let writes: [&mut dyn FnMut(); 2] = [&mut step, &mut || {
+            for id in built.params.ids() {
+                let values = built.params.master(id).to_f32().unwrap();
+                built.params.set(id, &values.iter().map(|v| 3.0 * v).collect::<Vec<_>>()).unwrap();
+            }
+            built.params.refresh_copy().unwrap();
+        }];
+        for write in writes {
+            write();
+            // Another layer with the same parameters, which has kept nothing.
+            let device = built.params.device();
+            let kernel = KERNELS.iter().map(|kernel| Some(kernel.name)).find(|&name| {
+                layer_on(&device, structure, name).is_ok_and(|(other, _)| other.kernel() == linear.kernel())
+            });
+            let (other, fresh) = layer_on(&device, structure, kernel.expect("its kernel")).unwrap();
+            for (from, to) in built.params.ids().zip(fresh.params.ids()) {
+                fresh.params.set(to, &built.params.master(from).to_f32().unwrap()).unwrap();
+            }
+            fresh.params.refresh_copy().unwrap();
+            let after = all(linear, built);
+            assert!(after != before, "{context}: as before");
+            assert!(after == all(&other, &fresh), "{context}");
         }
     });
 }

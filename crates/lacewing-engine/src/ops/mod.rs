@@ -32,7 +32,7 @@ pub use dropout::{drop_path_scale, dropout};
 pub use elementwise::{add, cast, gated_sum, residual, scale};
 pub use gather::{GatherIndex, gather};
 pub use layer_norm::{add_layer_norm, layer_norm};
-pub use linear::{PackedWeight, linear, linear_packed};
+pub use linear::{FilledWeight, PackedWeight, linear, linear_packed};
 pub use matmul::matmul;
 pub use patchify::patchify;
 pub use scatter::scatter_blocks;

@@ -70,7 +70,7 @@ impl Product for BlockSparse {
         bias: Option<&Var>,
         act: Activation,
     ) -> Result<Var, EngineError> {
-        let Indexed { index, n_in_ext, n_out_ext, n_out } = &self.0;
+        let Indexed { index, n_in_ext, n_out_ext, n_out, .. } = &self.0;
         let x = fit(cx, x.clone(), *n_in_ext)?;
         if n_out == n_out_ext {
             return ops::block_sparse_linear(cx, &x, &weights[0], index, bias, act);
@@ -84,6 +84,7 @@ impl Product for BlockSparse {
 #[derive(Debug)]
 pub(super) struct Indexed {
     pub(super) index: BlockIndex,
+    pub(super) n_in: usize,
     pub(super) n_in_ext: usize,
     pub(super) n_out_ext: usize,
     pub(super) n_out: usize,
@@ -91,8 +92,8 @@ pub(super) struct Indexed {
 
 impl Indexed {
     pub(super) fn new(pattern: &Pattern, device: &Device) -> Result<Self, EngineError> {
-        let &Pattern { n_in_ext, n_out_ext, n_out, block, ref positions, .. } = pattern;
+        let &Pattern { n_in, n_in_ext, n_out_ext, n_out, block, ref positions, .. } = pattern;
         let index = BlockIndex::new(device, (n_out_ext, n_in_ext), block, positions)?;
-        Ok(Self { index, n_in_ext, n_out_ext, n_out })
+        Ok(Self { index, n_in, n_in_ext, n_out_ext, n_out })
     }
 }

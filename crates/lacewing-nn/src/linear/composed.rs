@@ -3,12 +3,14 @@
 //! A factor by itself reads and writes the activations once, a permutation once more, so a chain makes about eight
 //! passes over them where a dense product makes two. On a GPU whose matrix units outrun its memory that costs more
 //! than the dense product up to widths of about 1500; on a CPU for narrow butterflies of many factors. Multiplying the
-//! factors out costs the chain on `n_in` rows, little beside many rows of activations. The function is the chain's,
-//! its gradients reach the factors.
+//! factors out costs the chain on `n_in` rows, little beside many rows of activations, and nothing outside training, where
+//! the product of the factors is kept: on a GPU few rows take the dense way then as well, one launch instead of several.
+//! The function is the chain's, its gradients reach the factors.
 
 use super::chain::{self, Links};
-use super::{DeviceKind, Kernel, Problem, Product, merged};
-use lacewing_core::Form;
+use super::{DeviceKind, Fill, Kernel, Problem, Product, merged};
+use lacewing_core::{Form, Link};
+use lacewing_engine::ops::strided_blocks::MAX_SIDE;
 use lacewing_engine::ops::{self, Activation};
 use lacewing_engine::{Cx, Device, EngineError, Tensor, Var};
 
@@ -24,9 +26,9 @@ pub(super) const KERNEL: Kernel = Kernel {
 /// Rows of activations for each of `n_in` from which on composing is worth its price.
 const ROWS_PER_COLUMN: usize = 4;
 
-/// On a GPU, where the layer is too narrow for a chain's passes over memory: with n_in·n_out / (n_in + n_out) operations
-/// a byte in the dense product, and four times its traffic in the chain. An H200 does 800 TFLOP/s in bf16 and moves
-/// 4.26 TB/s, which puts the balance at 750; other chips are near it.
+/// On a GPU, where the dense product's arithmetic takes less time than what the chain's links read and write, in bf16 at the
+/// 800 TFLOP/s and 4.26 TB/s of an H200: 188 multiply-adds for each value that is moved. Links of large strided blocks move
+/// everything three times, transposed before the product and after it.
 ///
 /// On a CPU, where a long chain writes more than a dense product's multiply-adds are worth: measured against
 /// [`merged`] at 4,096 rows on one core of a Xeon with AVX-512 in f32, forward and backward. With 18 multiply-adds for
@@ -36,7 +38,13 @@ fn pays(problem: &Problem<'_>) -> bool {
     let Form::Chain(chain) = problem.structure.form() else { return false };
     let (n_in, n_out) = (problem.structure.n_in(), problem.structure.n_out());
     match problem.device {
-        DeviceKind::Cuda => n_in * n_out < 750 * (n_in + n_out),
+        DeviceKind::Cuda => {
+            let moved = |link: &Link| match *link {
+                Link::Blocks { stride, q, p, .. } if stride > 1 && q.max(p) > MAX_SIDE => 3,
+                _ => 1,
+            } * (link.sizes().0 + link.sizes().1);
+            n_in * n_out < 188 * chain.links.iter().map(moved).sum::<usize>()
+        }
         DeviceKind::Cpu => {
             let written: usize = chain.links.iter().map(|link| link.sizes().1).sum();
             chain.links.len() > 4 && n_in * n_out < 40 * written
@@ -49,6 +57,7 @@ struct Composed {
     chain: Links,
     /// `[n_in, n_in]`.
     identity: Tensor,
+    filled: ops::FilledWeight,
 }
 
 impl Composed {
@@ -61,7 +70,13 @@ impl Composed {
         let mut identity = vec![0.0; n_in * n_in];
         identity.iter_mut().step_by(n_in + 1).for_each(|one| *one = 1.0);
         let identity = ops::cast(&Tensor::from_f32(device, &identity, &[n_in, n_in])?, problem.dtype)?;
-        Ok(Self { chain, identity })
+        Ok(Self { chain, identity, filled: ops::FilledWeight::default() })
+    }
+
+    /// The product of the factors, `[n_out, n_in]`.
+    fn compose(&self, cx: &Cx, weights: &[Var]) -> Result<Var, EngineError> {
+        let columns = self.chain.apply(cx, &cx.constant(self.identity.clone()), weights)?;
+        ops::transpose(cx, &columns)
     }
 }
 
@@ -78,10 +93,14 @@ impl Product for Composed {
         bias: Option<&Var>,
         act: Activation,
     ) -> Result<Var, EngineError> {
-        if x.value().rows() < ROWS_PER_COLUMN * self.chain.n_in {
+        let kept = !cx.is_training() && !matches!(x.value().device(), Device::Cpu);
+        if !kept && x.value().rows() < ROWS_PER_COLUMN * self.chain.n_in {
             return self.chain.run(cx, x, weights, bias, act);
         }
-        let columns = self.chain.apply(cx, &cx.constant(self.identity.clone()), weights)?;
-        ops::linear(cx, x, &ops::transpose(cx, &columns)?, bias, act)
+        self.filled.linear(cx, x, weights, bias, act, || self.compose(cx, weights))
+    }
+
+    fn fill(&self) -> Option<Fill<'_>> {
+        Some(Box::new(|cx, weights| self.compose(cx, weights)))
     }
 }

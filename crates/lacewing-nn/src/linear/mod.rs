@@ -116,7 +116,16 @@ trait Product: Debug + Send + Sync {
         bias: Option<&Var>,
         act: Activation,
     ) -> Result<Var, EngineError>;
+
+    /// What makes the weight `[n_out, n_in]` of the parameters, where [`Product::run`] multiplies by that: for a sum to add
+    /// up.
+    fn fill(&self) -> Option<Fill<'_>> {
+        None
+    }
 }
+
+/// [`Product::fill`].
+type Fill<'a> = Box<dyn Fn(&Cx, &[Var]) -> Result<Var, EngineError> + 'a>;
 
 /// How a layer starts and ends.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,10 +1,10 @@
 //! Scatter and multiply: the values are written into a dense matrix, and one dense product does the rest.
 //!
-//! Cost: a dense product and a pass over W. It takes every pattern and is the one to beat: a sparse kernel that is
+//! Cost: a dense product and, in training, a pass over W; outside training W stays filled in. It takes every pattern and is the one to beat: a sparse kernel that is
 //! slower than this does not pay.
 
 use super::block_sparse::Indexed;
-use super::{Kernel, Product, fit};
+use super::{Fill, Kernel, Product, fit};
 use lacewing_core::Form;
 use lacewing_engine::ops::{self, Activation};
 use lacewing_engine::{Cx, EngineError, Var};
@@ -16,13 +16,19 @@ pub(super) const KERNEL: Kernel = Kernel {
     accepts: |problem| matches!(problem.structure.form(), Form::Pattern(_)),
     pays: |_| true,
     prepare: |problem, device| match problem.structure.form() {
-        Form::Pattern(pattern) => Ok(Box::new(ScatterDense(Indexed::new(pattern, device)?))),
+        Form::Pattern(pattern) => {
+            let indexed = Indexed::new(pattern, device)?;
+            Ok(Box::new(ScatterDense { indexed, filled: ops::FilledWeight::default() }))
+        }
         _ => unreachable!("accepts patterns only"),
     },
 };
 
 #[derive(Debug)]
-struct ScatterDense(Indexed);
+struct ScatterDense {
+    indexed: Indexed,
+    filled: ops::FilledWeight,
+}
 
 impl Product for ScatterDense {
     fn kernel(&self) -> String {
@@ -37,13 +43,19 @@ impl Product for ScatterDense {
         bias: Option<&Var>,
         act: Activation,
     ) -> Result<Var, EngineError> {
-        let Indexed { index, n_in_ext, n_out_ext, n_out, .. } = &self.0;
-        let w = ops::scatter_blocks(cx, &weights[0], index)?;
+        let Indexed { index, n_in_ext, n_out_ext, n_out, .. } = &self.indexed;
+        let fill = || ops::scatter_blocks(cx, &weights[0], index);
         let x = fit(cx, x.clone(), *n_in_ext)?;
         if n_out == n_out_ext {
-            return ops::linear(cx, &x, &w, bias, act);
+            return self.filled.linear(cx, &x, weights, bias, act, fill);
         }
-        let y = ops::linear(cx, &x, &w, None, Activation::Identity)?;
+        let y = self.filled.linear(cx, &x, weights, None, Activation::Identity, fill)?;
         ops::bias_activation(cx, fit(cx, y, *n_out)?, bias, act)
+    }
+
+    fn fill(&self) -> Option<Fill<'_>> {
+        let Indexed { index, n_in, n_in_ext, n_out_ext, n_out } = &self.indexed;
+        let whole = (n_in, n_out) == (n_in_ext, n_out_ext);
+        whole.then(|| -> Fill<'_> { Box::new(|cx, weights| ops::scatter_blocks(cx, &weights[0], index)) })
     }
 }

@@ -1,4 +1,5 @@
-//! Sums: both branches by their own kernels, then one pass that weighs and adds.
+//! Sums: both branches by their own kernels, then one pass that weighs and adds. Outside training the weights of two
+//! branches that multiply densely are added instead, for one product.
 
 use super::{Kernel, Product};
 use lacewing_core::{Form, Gate};
@@ -19,6 +20,7 @@ pub(super) const KERNEL: Kernel = Kernel {
             a_params: sum.a_params.clone(),
             b_params: sum.b_params.clone(),
             gate: sum.gate,
+            filled: ops::FilledWeight::default(),
         })),
         _ => unreachable!("accepts sums only"),
     },
@@ -31,6 +33,16 @@ struct Branches {
     a_params: Range<usize>,
     b_params: Range<usize>,
     gate: Gate,
+    filled: ops::FilledWeight,
+}
+
+/// The sum of both branches' outputs, or of their weights, by a gate that is not learned.
+fn weigh(cx: &Cx, a: &Var, b: &Var, gate: Gate) -> Result<Var, EngineError> {
+    match gate {
+        Gate::Fixed(0.5) => ops::scale(cx, &ops::add(cx, a, b)?, 0.5),
+        Gate::Fixed(g) => ops::add(cx, &ops::scale(cx, a, (1.0 - g) as f32)?, &ops::scale(cx, b, g as f32)?),
+        Gate::Plain | Gate::Learned { .. } => ops::add(cx, a, b),
+    }
 }
 
 impl Product for Branches {
@@ -46,19 +58,24 @@ impl Product for Branches {
         bias: Option<&Var>,
         act: Activation,
     ) -> Result<Var, EngineError> {
-        let a = self.a.run(cx, x, &weights[self.a_params.clone()], None, Activation::Identity)?;
-        let b = self.b.run(cx, x, &weights[self.b_params.clone()], None, Activation::Identity)?;
+        let (a_weights, b_weights) = (&weights[self.a_params.clone()], &weights[self.b_params.clone()]);
+        if !cx.is_training()
+            && let (Some(fill_a), Some(fill_b)) = (self.a.fill(), self.b.fill())
+            && !matches!(self.gate, Gate::Learned { .. })
+        {
+            return self.filled.linear(cx, x, weights, bias, act, || {
+                weigh(cx, &fill_a(cx, a_weights)?, &fill_b(cx, b_weights)?, self.gate)
+            });
+        }
+        let a = self.a.run(cx, x, a_weights, None, Activation::Identity)?;
+        let b = self.b.run(cx, x, b_weights, None, Activation::Identity)?;
         let y = match self.gate {
             Gate::Learned { weight, bias } => {
                 let w = cx.reshape(&weights[weight], &[1, weights[weight].value().len()])?;
                 let logits = ops::linear(cx, x, &w, Some(&weights[bias]), Activation::Identity)?;
                 ops::gated_sum(cx, &a, &b, &logits)?
             }
-            Gate::Fixed(0.5) => ops::scale(cx, &ops::add(cx, &a, &b)?, 0.5)?,
-            Gate::Fixed(g) => {
-                ops::add(cx, &ops::scale(cx, &a, (1.0 - g) as f32)?, &ops::scale(cx, &b, g as f32)?)?
-            }
-            Gate::Plain => ops::add(cx, &a, &b)?,
+            gate => weigh(cx, &a, &b, gate)?,
         };
         ops::bias_activation(cx, y, bias, act)
     }

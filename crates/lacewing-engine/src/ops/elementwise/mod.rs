@@ -195,7 +195,11 @@ pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
 pub(crate) fn cast_into(x: &Tensor, y: &Tensor) -> Result<()> {
     match x.gpu() {
         None => y.copy_from(x),
-        Some(gpu) => Ok(cuda::cast(gpu, x, y)?),
+        Some(gpu) => {
+            cuda::cast(gpu, x, y)?;
+            y.wrote();
+            Ok(())
+        }
     }
 }
 

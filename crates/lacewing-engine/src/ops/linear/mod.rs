@@ -1,8 +1,11 @@
 //! A dense linear map with its bias and activation: `y = f(x Wᵀ + b)`.
 
+mod filled;
+
 use super::activation::{self, Activation};
 use super::matmul::{Operand, product, product_with_bias};
 use crate::{Cx, EngineError, Kept, Result, Tensor, Var};
+pub use filled::FilledWeight;
 use lacewing_cpu::finish::Target;
 use lacewing_cpu::gemm::{MatRef, Packed, Parallelism, gemm_packed};
 use std::convert::Infallible;

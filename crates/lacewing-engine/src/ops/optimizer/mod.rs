@@ -48,7 +48,14 @@ pub(crate) fn adamw(
         ),
         Some(gpu) => cuda::adamw(gpu, flat, first, second, step, scale)?,
     }
+    wrote(flat);
     Ok(())
+}
+
+/// Says that a step has written the parameters.
+fn wrote(flat: &Flat) {
+    flat.master.wrote();
+    flat.copy.iter().for_each(Tensor::wrote);
 }
 
 /// One SGD step; the gradient is multiplied by `scale[0]` and is zero afterwards.
@@ -63,6 +70,7 @@ pub(crate) fn sgd(flat: &Flat, momentum: &Tensor, step: &SgdStep, scale: Option<
         ),
         Some(gpu) => cuda::sgd(gpu, flat, momentum, step, scale)?,
     }
+    wrote(flat);
     Ok(())
 }
 
