@@ -3,7 +3,7 @@
 //! Cost: the factors' multiply-adds, and a pass over the activations for each transpose, gather, padding or truncation
 //! that is not free. Weights that are tied are gathered from their few values each time, a pass over the weights.
 
-use super::{Kernel, Problem, Product, fit};
+use super::{Fill, Kernel, Problem, Product, fit};
 use lacewing_core::{Chain, Form, Gather, Link, Weights};
 use lacewing_engine::ops::strided_blocks::MAX_SIDE;
 use lacewing_engine::ops::{self, Activation, GatherIndex};
@@ -82,6 +82,19 @@ impl Links {
         }
         fit(cx, y, self.n_out)
     }
+
+    /// The product of the factors, `[n_out, n_in]`, by [`identity`].
+    pub(super) fn composed(&self, cx: &Cx, identity: &Tensor, weights: &[Var]) -> Result<Var, EngineError> {
+        let columns = self.apply(cx, &cx.constant(identity.clone()), weights)?;
+        ops::transpose(cx, &columns)
+    }
+}
+
+/// The rows of what a chain makes the columns of its weight of, `[n, n]`.
+pub(super) fn identity(n: usize, dtype: DType, device: &Device) -> Result<Tensor, EngineError> {
+    let mut identity = vec![0.0; n * n];
+    identity.iter_mut().step_by(n + 1).for_each(|one| *one = 1.0);
+    ops::cast(&Tensor::from_f32(device, &identity, &[n, n])?, dtype)
 }
 
 impl Product for Links {
@@ -110,6 +123,13 @@ impl Product for Links {
             return ops::linear_packed(cx, &y, &w, bias, act, source.packed());
         }
         ops::bias_activation(cx, self.apply(cx, x, weights)?, bias, act)
+    }
+
+    fn fill(&self) -> Option<Fill<'_>> {
+        Some(Box::new(|cx, weights| {
+            let identity = identity(self.n_in, cx.compute_dtype(), &cx.params().device())?;
+            self.composed(cx, &identity, weights)
+        }))
     }
 }
 

@@ -7,7 +7,7 @@
 //! the product of the factors is kept: on a GPU few rows take the dense way then as well, one launch instead of several.
 //! The function is the chain's, its gradients reach the factors.
 
-use super::chain::{self, Links};
+use super::chain::{self, Links, identity};
 use super::{DeviceKind, Fill, Kernel, Problem, Product, merged};
 use lacewing_core::{Form, Link};
 use lacewing_engine::ops::strided_blocks::MAX_SIDE;
@@ -26,9 +26,12 @@ pub(super) const KERNEL: Kernel = Kernel {
 /// Rows of activations for each of `n_in` from which on composing is worth its price.
 const ROWS_PER_COLUMN: usize = 4;
 
-/// On a GPU, where the dense product's arithmetic takes less time than what the chain's links read and write, in bf16 at the
-/// 800 TFLOP/s and 4.26 TB/s of an H200: 188 multiply-adds for each value that is moved. Links of large strided blocks move
-/// everything three times, transposed before the product and after it.
+/// On a GPU, where the dense product's multiply-adds take less time than the chain's links: 188 multiply-adds for each value
+/// that a link reads or writes, as an H200 does 800 TFLOP/s in bf16 and moves 4.26 TB/s, and three for each of the link's
+/// own, whose batched products are small. Links of large strided blocks move everything three times, transposed before the
+/// product and after it; chains that move less than four times their inputs and outputs, of low rank, take as long as
+/// that. On an H100 at 8,192 rows this agrees with what was measured: Monarch with 32 blocks 1.7 times as fast as dense at
+/// 4096², with 8 blocks 0.75 there and 0.45 at 2048², low rank at 10 % 1.8, 1.3, and 0.7 at 768 × 3072, butterflies 0.05.
 ///
 /// On a CPU, where a long chain writes more than a dense product's multiply-adds are worth: measured against
 /// [`merged`] at 4,096 rows on one core of a Xeon with AVX-512 in f32, forward and backward. With 18 multiply-adds for
@@ -39,11 +42,15 @@ fn pays(problem: &Problem<'_>) -> bool {
     let (n_in, n_out) = (problem.structure.n_in(), problem.structure.n_out());
     match problem.device {
         DeviceKind::Cuda => {
-            let moved = |link: &Link| match *link {
+            let passes = |link: &Link| match *link {
                 Link::Blocks { stride, q, p, .. } if stride > 1 && q.max(p) > MAX_SIDE => 3,
                 _ => 1,
-            } * (link.sizes().0 + link.sizes().1);
-            n_in * n_out < 188 * chain.links.iter().map(moved).sum::<usize>()
+            };
+            let cost = |link: &Link| {
+                let (read, written) = link.sizes();
+                188 * passes(link) * (read + written) + 3 * link.macs()
+            };
+            n_in * n_out < chain.links.iter().map(cost).sum::<usize>().max(4 * 188 * (n_in + n_out))
         }
         DeviceKind::Cpu => {
             let written: usize = chain.links.iter().map(|link| link.sizes().1).sum();
@@ -66,17 +73,8 @@ impl Composed {
             true => merged::links(problem, device)?,
             false => Links::new(chain::KERNEL.name, problem, device)?,
         };
-        let n_in = chain.n_in;
-        let mut identity = vec![0.0; n_in * n_in];
-        identity.iter_mut().step_by(n_in + 1).for_each(|one| *one = 1.0);
-        let identity = ops::cast(&Tensor::from_f32(device, &identity, &[n_in, n_in])?, problem.dtype)?;
+        let identity = identity(chain.n_in, problem.dtype, device)?;
         Ok(Self { chain, identity, filled: ops::FilledWeight::default() })
-    }
-
-    /// The product of the factors, `[n_out, n_in]`.
-    fn compose(&self, cx: &Cx, weights: &[Var]) -> Result<Var, EngineError> {
-        let columns = self.chain.apply(cx, &cx.constant(self.identity.clone()), weights)?;
-        ops::transpose(cx, &columns)
     }
 }
 
@@ -97,10 +95,14 @@ impl Product for Composed {
         if !kept && x.value().rows() < ROWS_PER_COLUMN * self.chain.n_in {
             return self.chain.run(cx, x, weights, bias, act);
         }
-        self.filled.linear(cx, x, weights, bias, act, || self.compose(cx, weights))
+        self.filled.linear(cx, x, weights, bias, act, || self.chain.composed(cx, &self.identity, weights))
     }
 
     fn fill(&self) -> Option<Fill<'_>> {
-        Some(Box::new(|cx, weights| self.compose(cx, weights)))
+        Some(Box::new(|cx, weights| self.chain.composed(cx, &self.identity, weights)))
+    }
+
+    fn fills(&self) -> bool {
+        true
     }
 }

@@ -117,10 +117,14 @@ trait Product: Debug + Send + Sync {
         act: Activation,
     ) -> Result<Var, EngineError>;
 
-    /// What makes the weight `[n_out, n_in]` of the parameters, where [`Product::run`] multiplies by that: for a sum to add
-    /// up.
+    /// What makes the weight `[n_out, n_in]` of the parameters, if it can be made: for a sum to add up.
     fn fill(&self) -> Option<Fill<'_>> {
         None
+    }
+
+    /// Whether [`Product::run`] multiplies by that weight outside training, so that adding to it costs nothing.
+    fn fills(&self) -> bool {
+        false
     }
 }
 

@@ -54,8 +54,18 @@ impl Product for ScatterDense {
     }
 
     fn fill(&self) -> Option<Fill<'_>> {
-        let Indexed { index, n_in, n_in_ext, n_out_ext, n_out } = &self.indexed;
-        let whole = (n_in, n_out) == (n_in_ext, n_out_ext);
-        whole.then(|| -> Fill<'_> { Box::new(|cx, weights| ops::scatter_blocks(cx, &weights[0], index)) })
+        let &Indexed { ref index, n_in, n_in_ext, n_out_ext, n_out } = &self.indexed;
+        Some(Box::new(move |cx, weights| {
+            let w = ops::scatter_blocks(cx, &weights[0], index)?;
+            if (n_in, n_out) == (n_in_ext, n_out_ext) {
+                return Ok(w);
+            }
+            let cut = fit(cx, ops::transpose(cx, &fit(cx, w, n_in)?)?, n_out)?;
+            ops::transpose(cx, &cut)
+        }))
+    }
+
+    fn fills(&self) -> bool {
+        true
     }
 }

@@ -1,5 +1,5 @@
-//! Sums: both branches by their own kernels, then one pass that weighs and adds. Outside training the weights of two
-//! branches that multiply densely are added instead, for one product.
+//! Sums: both branches by their own kernels, then one pass that weighs and adds. Outside training, where a
+//! branch multiplies densely, the weights of both are added instead, for one product.
 
 use super::{Kernel, Product};
 use lacewing_core::{Form, Gate};
@@ -60,6 +60,7 @@ impl Product for Branches {
     ) -> Result<Var, EngineError> {
         let (a_weights, b_weights) = (&weights[self.a_params.clone()], &weights[self.b_params.clone()]);
         if !cx.is_training()
+            && (self.a.fills() || self.b.fills())
             && let (Some(fill_a), Some(fill_b)) = (self.a.fill(), self.b.fill())
             && !matches!(self.gate, Gate::Learned { .. })
         {
