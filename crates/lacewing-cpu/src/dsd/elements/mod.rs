@@ -1,5 +1,6 @@
 //! Single values anywhere, of unstructured and N:M weights, and what small blocks share with them: rows are packed
-//! feature-major, so that a value meets a register of rows.
+//! feature-major, so that a value meets a register of rows. Few rows have a way of their own ([`picks`]), by values that
+//! are kept packed.
 
 mod block_gradient;
 mod block_tile;

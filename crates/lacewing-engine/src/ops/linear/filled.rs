@@ -1,9 +1,9 @@
 //! The weight of a structured layer that multiplies densely: a dense matrix, made once for as long as the parameters stay.
 
-use super::{Activation, PackedWeight, linear, linear_packed};
+use super::{Activation, PackedWeight, linear_packed};
 use crate::{Cx, EngineError, Kept, Result, Tensor, Var};
 
-/// A dense weight made of a layer's parameters. It takes a dense layer's memory, outside training until they change.
+/// A dense weight made of a layer's parameters. It takes a dense layer's memory until they change or training goes on.
 #[derive(Debug, Default)]
 pub struct FilledWeight {
     weight: Kept<Tensor>,
@@ -27,7 +27,8 @@ impl FilledWeight {
         fill: impl FnOnce() -> Result<Var>,
     ) -> Result<Var> {
         if cx.is_training() {
-            return linear(cx, x, &fill()?, bias, act);
+            self.weight.forget();
+            return linear_packed(cx, x, &fill()?, bias, act, Some(&self.packed));
         }
         let parameters: Vec<&Tensor> = weights.iter().map(Var::value).collect();
         let weight = self.weight.of(&parameters, |_| Ok::<_, EngineError>(fill()?.value().clone()))?;

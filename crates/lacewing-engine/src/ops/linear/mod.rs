@@ -40,7 +40,8 @@ pub fn linear(cx: &Cx, x: &Var, w: &Var, bias: Option<&Var>, act: Activation) ->
 }
 
 /// [`linear`] with a weight that is kept `packed` on the CPU outside training, where that makes the product faster. In
-/// training weights change with every step, and what is computed again for a backward pass must be the same to the bit.
+/// training weights change with every step, and what is computed again for a backward pass must be the same to the bit; what
+/// was packed before is let go.
 ///
 /// # Errors
 ///
@@ -59,6 +60,11 @@ pub fn linear_packed(
     let pre = x.value().like(&shape)?;
     let inputs: Vec<&Var> = [x, w].into_iter().chain(bias).collect();
     let bias_value = bias.map(Var::value);
+    if let Some(PackedWeight(kept)) = packed
+        && cx.is_training()
+    {
+        kept.forget();
+    }
     let pays = x.value().gpu().is_none() && Packed::pays(x.value().rows()) && !cx.is_training();
     let y = if let (Some(packed), true) = (packed, pays) {
         activation::finished_product(cx, &inputs, &pre, bias_value, act, |y| {
