@@ -1,6 +1,6 @@
 //! AVX2 with FMA: eight lanes.
 
-use super::{Isa, Vectorize, WINDOW, pick_each};
+use super::{Isa, Vectorize};
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX2, FMA and POPCNT.
@@ -38,18 +38,9 @@ macro_rules! lanewise {
 impl Isa for Avx2 {
     type V = __m256;
     type M = __m256;
-    type Table<'a> = &'a [f32; WINDOW];
     const LANES: usize = 8;
 
-    #[inline(always)]
-    fn table(self, from: &[f32; WINDOW]) -> &[f32; WINDOW] {
-        from
-    }
-
-    #[inline(always)]
-    fn pick(self, table: &[f32; WINDOW], at: &[u8]) -> Self::V {
-        pick_each(self, table, at)
-    }
+    table_in_memory!();
 
     lanewise! {
         add(a, b) = _mm256_add_ps;

@@ -5,6 +5,27 @@
 //! its methods are safe. This module is the crate's whole `unsafe` surface: one file an instruction set, plus
 //! `view` (disjoint strided views of one buffer) and `dense` (the one call of the `gemm` crate).
 
+/// [`Isa::table`] and [`Isa::pick`] one by one, where no instruction picks from as many.
+macro_rules! table_in_memory {
+    () => {
+        type Table<'a> = &'a [f32; crate::simd::WINDOW];
+
+        #[inline(always)]
+        fn table(self, from: &[f32; crate::simd::WINDOW]) -> Self::Table<'_> {
+            from
+        }
+
+        #[inline(always)]
+        fn pick(self, table: Self::Table<'_>, at: &[u8]) -> Self::V {
+            let mut lanes = [0.0; crate::simd::MAX_LANES];
+            for (lane, &at) in lanes.iter_mut().zip(&at[..Self::LANES]) {
+                let picked = at >= crate::simd::PICKED;
+                *lane = if picked { table[usize::from(at) % crate::simd::WINDOW] } else { 0.0 };
+            }
+            self.load(&lanes)
+        }
+    };
+}
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -257,16 +278,6 @@ pub trait Isa: Copy + Send + Sync + 'static {
         self.store(&mut lanes, v);
         lanes[..Self::LANES].iter().copied().fold(f32::NEG_INFINITY, f32::max)
     }
-}
-
-/// [`Isa::pick`] one by one.
-#[inline(always)]
-fn pick_each<I: Isa>(isa: I, table: &[f32; WINDOW], at: &[u8]) -> I::V {
-    let mut lanes = [0.0; MAX_LANES];
-    for (lane, &at) in lanes.iter_mut().zip(&at[..I::LANES]) {
-        *lane = if at >= PICKED { table[usize::from(at) % WINDOW] } else { 0.0 };
-    }
-    isa.load(&lanes)
 }
 
 /// Loads a register, or with `TAIL` what there is of one.

@@ -1,6 +1,6 @@
 //! NEON: four lanes.
 
-use super::{Isa, Vectorize, WINDOW, pick_each};
+use super::{Isa, Vectorize};
 use std::arch::aarch64::*;
 
 /// Proof that this CPU has NEON.
@@ -48,18 +48,9 @@ macro_rules! lanewise {
 impl Isa for Neon {
     type V = float32x4_t;
     type M = uint32x4_t;
-    type Table<'a> = &'a [f32; WINDOW];
     const LANES: usize = 4;
 
-    #[inline(always)]
-    fn table(self, from: &[f32; WINDOW]) -> &[f32; WINDOW] {
-        from
-    }
-
-    #[inline(always)]
-    fn pick(self, table: &[f32; WINDOW], at: &[u8]) -> Self::V {
-        pick_each(self, table, at)
-    }
+    table_in_memory!();
 
     lanewise! {
         add(a, b) = vaddq_f32;

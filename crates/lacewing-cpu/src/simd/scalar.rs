@@ -1,6 +1,6 @@
 //! Plain Rust: four lanes that the compiler may put into registers.
 
-use super::{Isa, WINDOW, pick_each};
+use super::Isa;
 
 /// Needs no proof.
 #[derive(Clone, Copy)]
@@ -18,18 +18,9 @@ impl Scalar {
 impl Isa for Scalar {
     type V = [f32; N];
     type M = [bool; N];
-    type Table<'a> = &'a [f32; WINDOW];
     const LANES: usize = N;
 
-    #[inline(always)]
-    fn table(self, from: &[f32; WINDOW]) -> &[f32; WINDOW] {
-        from
-    }
-
-    #[inline(always)]
-    fn pick(self, table: &[f32; WINDOW], at: &[u8]) -> Self::V {
-        pick_each(self, table, at)
-    }
+    table_in_memory!();
 
     #[inline(always)]
     fn splat(self, a: f32) -> [f32; N] {

@@ -1,6 +1,6 @@
 //! Launches `block_sparse.cu`: tensor cores, bf16, blocks of multiples of 16.
 
-use super::{Kernel, Problem, Product, grid};
+use super::{Kernel, Problem, Product, grid, tile};
 use crate::{CudaError, Device, Source, Type};
 
 pub(super) static SOURCE: Source = Source { name: "block_sparse", code: include_str!("block_sparse.cu") };
@@ -29,10 +29,8 @@ fn accepts(device: &Device, problem: &Problem<'_>, aligned: bool) -> bool {
         && u32::try_from(problem.rows.max(problem.pattern.n_out).max(problem.pattern.n_in)).is_ok()
 }
 
-/// Largest tile of 16, 32 and 64 that divides a block: its place and itself.
-fn tile(block: usize) -> (usize, usize) {
-    [64, 32, 16].into_iter().enumerate().find(|(_, tile)| block.is_multiple_of(*tile)).unwrap_or((2, 16))
-}
+/// Tiles' sides, for [`tile`].
+const TILES: [usize; 3] = [64, 32, 16];
 
 fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<(), CudaError> {
     let pattern = problem.pattern;
@@ -42,7 +40,7 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
     let [rows, n_in, n_out, block_rows_arg, block_cols_arg] =
         [problem.rows, pattern.n_in, pattern.n_out, block_rows, block_cols].map(|n| (n as u32).into());
     let n_row_tiles = problem.rows.div_ceil(TILE_ROWS);
-    let ((m_place, m_tile), (n_place, n_tile)) = (tile(block_rows), tile(block_cols));
+    let ((m_place, m_tile), (n_place, n_tile)) = (tile(block_rows, TILES), tile(block_cols, TILES));
     match *product {
         Product::Forward { x, values, y } => {
             let name = ["forward_64", "forward_32", "forward_16"][m_place];
@@ -96,7 +94,7 @@ mod tests {
 
     #[test]
     fn the_tile_is_the_largest_that_divides_the_block() {
-        assert_eq!([16, 32, 48, 64, 96, 128].map(|block| tile(block).1), [16, 32, 16, 64, 32, 64]);
+        assert_eq!([16, 32, 48, 64, 96, 128].map(|block| tile(block, TILES).1), [16, 32, 16, 64, 32, 64]);
     }
 
     #[test]

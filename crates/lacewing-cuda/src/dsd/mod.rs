@@ -148,6 +148,11 @@ impl Problem<'_> {
     }
 }
 
+/// The largest of three `tiles`, descending, that divides a block, or the last: its place and itself.
+fn tile(block: usize, tiles: [usize; 3]) -> (usize, usize) {
+    tiles.into_iter().enumerate().find(|(_, tile)| block.is_multiple_of(*tile)).unwrap_or((2, tiles[2]))
+}
+
 /// A launch's one-dimensional grid.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! Launches `warpgroup.cu`: Hopper's warpgroup products, bf16, blocks of 32 or of multiples of 64.
 
-use super::{Kernel, Problem, Product, block_sparse, grid};
+use super::{Kernel, Problem, Product, block_sparse, grid, tile};
 use crate::{CudaError, Device, Source, Type};
 
 pub(super) static SOURCE: Source = Source { name: "warpgroup", code: include_str!("warpgroup.cu") };
@@ -66,10 +66,8 @@ fn accepts(device: &Device, problem: &Problem<'_>, aligned: bool) -> bool {
         && u32::try_from(problem.rows.max(problem.pattern.n_out).max(problem.pattern.n_in)).is_ok()
 }
 
-/// The largest tile of 128, 64 and 32 that divides a block: its place and itself.
-fn tile(block: usize) -> (usize, usize) {
-    [128, 64, 32].into_iter().enumerate().find(|(_, tile)| block.is_multiple_of(*tile)).unwrap_or((2, 32))
-}
+/// Tiles' sides, for [`tile`].
+const TILES: [usize; 3] = [128, 64, 32];
 
 /// The tiles for `n_tiles` of [`HIGH`]'s height.
 fn choose(place: usize, n_tiles: usize) -> &'static Tiles {
@@ -94,7 +92,7 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
     let high_tiles = |n: usize| problem.rows.div_ceil(HIGH[0].rows) * n;
     match *product {
         Product::Forward { x, values, y } => {
-            let (place, tile) = tile(block_rows);
+            let (place, tile) = tile(block_rows, TILES);
             let n = pattern.n_out / tile;
             let tiles = choose(place, high_tiles(n));
             let shared = tiles.stages * (tiles.rows + tile) * LINE + PANEL_START;
@@ -108,7 +106,7 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
             unsafe { function.launch(grid, threads, shared as u32, &args) }
         }
         Product::InputGradient { d_y, values, d_x } => {
-            let (place, tile) = tile(block_cols);
+            let (place, tile) = tile(block_cols, TILES);
             let n = pattern.n_in / tile;
             // Tiles of 32 columns are half empty panels here, and high ones no faster.
             let tiles = if tile == 32 { &LOW[place] } else { choose(place, high_tiles(n)) };
@@ -125,7 +123,7 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
             unsafe { function.launch(grid, threads, shared as u32, &args) }
         }
         Product::WeightGradient { d_y, x, d_values } => {
-            let tile = tile(block_rows).1.min(tile(block_cols).1);
+            let tile = tile(block_rows, TILES).1.min(tile(block_cols, TILES).1);
             let name = match tile {
                 128 => "weight_gradient_128",
                 64 => "weight_gradient_64",
@@ -166,7 +164,10 @@ mod tests {
 
     #[test]
     fn the_tile_is_the_largest_that_divides_the_block() {
-        assert_eq!([32, 64, 128, 192, 256, 320].map(|block| tile(block).1), [32, 64, 128, 64, 128, 64]);
+        assert_eq!(
+            [32, 64, 128, 192, 256, 320].map(|block| tile(block, TILES).1),
+            [32, 64, 128, 64, 128, 64]
+        );
     }
 
     #[test]
