@@ -189,7 +189,7 @@ __device__ __forceinline__ void multiply(
                 product<0, AS_STORED>(sums[i], a + i * (64 * LINE / 16) + k * ALONG,
                                       b + k * (AS_STORED ? ACROSS : ALONG));
         group_commit();
-        // All warpgroups are through with the step before the last: its room takes the step after the next.
+        // All warpgroups are through with the last step, or with a lag the one before: its room is free.
         if (step + STAGES - 1 - LAG < n_steps) fetch(step + STAGES - 1 - LAG);
         copy_async_commit();
         group_wait<LAG>();

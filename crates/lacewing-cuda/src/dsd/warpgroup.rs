@@ -29,6 +29,9 @@ const PART_ROWS: usize = 512;
 const GRADIENT_STAGE: usize = 256 * LINE;
 const GRADIENT_STAGES: usize = 3;
 
+/// Tiles' sides, for [`tile`].
+const TILES: [usize; 3] = [128, 64, 32];
+
 /// How tiles of one width are made: entries, rows of a tile, stages.
 #[derive(Debug)]
 struct Tiles {
@@ -65,9 +68,6 @@ fn accepts(device: &Device, problem: &Problem<'_>, aligned: bool) -> bool {
         && fits(block_cols)
         && u32::try_from(problem.rows.max(problem.pattern.n_out).max(problem.pattern.n_in)).is_ok()
 }
-
-/// Tiles' sides, for [`tile`].
-const TILES: [usize; 3] = [128, 64, 32];
 
 /// The tiles for `n_tiles` of [`HIGH`]'s height.
 fn choose(place: usize, n_tiles: usize) -> &'static Tiles {

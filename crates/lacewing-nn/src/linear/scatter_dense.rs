@@ -1,7 +1,7 @@
 //! Scatter and multiply: the values are written into a dense matrix, and one dense product does the rest.
 //!
-//! Cost: a dense product and, in training, a pass over W; outside training W stays filled in. It takes every pattern and is the one to beat: a sparse kernel that is
-//! slower than this does not pay.
+//! Cost: a dense product and, in training, a pass over W; outside training W stays filled in. It takes every pattern and
+//! is the one to beat: a sparse kernel that is slower than this does not pay.
 
 use super::block_sparse::Indexed;
 use super::{Fill, Kernel, Product, fit};

@@ -1,5 +1,5 @@
-//! Sums: both branches by their own kernels, then one pass that weighs and adds. Outside training, where a
-//! branch multiplies densely, the weights of both are added instead, for one product.
+//! Sums: both branches by their own kernels, then one pass that weighs and adds. Outside training, where a branch
+//! multiplies densely, the weights of both are added instead, for one product.
 
 use super::{Kernel, Product};
 use lacewing_core::{Form, Gate};

@@ -108,7 +108,7 @@ fn order(blocks: &Blocks) -> &Picks {
     blocks.elements.picks.get_or_init(|| Picks::new(blocks))
 }
 
-/// The steps of all windows.
+/// The steps of all windows, counted: cheaper than the order, which patterns that do not pay never need.
 fn steps(blocks: &Blocks) -> usize {
     let count = || {
         let (order, mut steps) = (&blocks.by_row, 0);
@@ -128,7 +128,7 @@ fn steps(blocks: &Blocks) -> usize {
     *blocks.elements.steps.get_or_init(count)
 }
 
-/// Whether products of `rows` rows are faster with packed values. They are where few outputs have to meet zeros: the
+/// Whether products of `rows` rows are faster with packed values. They are where few outputs have no value in a step: the
 /// more rows, the fewer, since the cost of other ways falls until a value meets whole registers of rows. Packing takes
 /// longer than a product, so only where values are `kept`.
 pub(super) fn pays(blocks: &Blocks, rows: usize, kept: bool) -> bool {

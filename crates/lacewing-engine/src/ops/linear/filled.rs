@@ -31,7 +31,10 @@ impl FilledWeight {
             return linear_packed(cx, x, &fill()?, bias, act, Some(&self.packed));
         }
         let parameters: Vec<&Tensor> = weights.iter().map(Var::value).collect();
+        // Nobody writes to what the weight is made of.
+        let reads: Vec<_> = parameters.iter().filter(|w| w.gpu().is_none()).map(|w| w.read()).collect();
         let weight = self.weight.of(&parameters, |_| Ok::<_, EngineError>(fill()?.value().clone()))?;
+        drop(reads);
         let weight = cx.constant((*weight).clone());
         linear_packed(cx, x, &weight, bias, act, Some(&self.packed))
     }
