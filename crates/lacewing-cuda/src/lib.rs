@@ -30,9 +30,9 @@ mod error;
 pub mod matmul;
 mod source;
 
-pub use device::{Arg, Buffer, Device, Function, Graph, Properties, Region};
+pub use device::{Arg, Buffer, Device, Function, Graph, Properties, Region, TensorMap};
 pub use error::CudaError;
-pub use source::{PRELUDE, Source, compile, compile_all_test};
+pub use source::{Constant, PRELUDE, Source, compile, compile_all_test, compile_all_with_test, compile_with};
 
 /// Type of the numbers in a matrix on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

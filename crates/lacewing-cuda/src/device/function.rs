@@ -2,6 +2,7 @@
 
 use super::driver::{Context, check};
 use super::memory::Region;
+use super::tensor_map::TensorMap;
 use crate::CudaError;
 use cudarc::driver::sys;
 use std::ffi::{CString, c_void};
@@ -93,12 +94,15 @@ pub enum Arg {
     I64(i64),
     /// `float`.
     F32(f32),
+    /// `const __grid_constant__` of 128 bytes.
+    Map(TensorMap),
 }
 
 impl Arg {
-    /// The argument's bytes, first in the word: the driver reads as many as the parameter has.
-    fn word(self) -> u64 {
-        match self {
+    /// The argument's bytes, first in the word: the driver reads as many as the parameter has. A map is read where it is.
+    fn word(&self) -> u64 {
+        match *self {
+            Arg::Map(_) => 0,
             Arg::Ptr(value) | Arg::U64(value) => value,
             Arg::I64(value) => value.cast_unsigned(),
             Arg::U32(value) => u64::from(value),
@@ -118,6 +122,12 @@ impl From<Option<&Region>> for Arg {
     /// A null pointer for `None`.
     fn from(region: Option<&Region>) -> Self {
         Arg::Ptr(region.map_or(0, Region::ptr))
+    }
+}
+
+impl From<TensorMap> for Arg {
+    fn from(map: TensorMap) -> Self {
+        Arg::Map(map)
     }
 }
 
@@ -189,13 +199,19 @@ impl Function {
         }
         assert!(args.len() <= ARGS_MAX, "a kernel of {} arguments", args.len());
         let mut words = [0_u64; ARGS_MAX];
-        for (word, &arg) in words.iter_mut().zip(args) {
+        for (word, arg) in words.iter_mut().zip(args) {
             *word = arg.word();
         }
         let mut pointers = words.each_mut().map(|word| ptr::from_mut(word).cast::<c_void>());
+        for (pointer, arg) in pointers.iter_mut().zip(args) {
+            if let Arg::Map(map) = arg {
+                *pointer = ptr::from_ref(map).cast::<c_void>().cast_mut();
+            }
+        }
         let ([gx, gy, gz], [bx, by, bz]) = (grid, block);
         let (stream, params) = (inner.context.stream, pointers.as_mut_ptr());
-        // SAFETY: the pointers name the arguments' words, which live over the call; the rest is the caller's promise.
+        // SAFETY: the pointers name the arguments' words and maps, which live over the call, and the driver only reads
+        // them; the rest is the caller's promise.
         let status = unsafe {
             sys::cuLaunchKernel(
                 inner.raw,

@@ -8,14 +8,17 @@ pub(crate) mod lt;
 mod memory;
 pub(crate) mod nvrtc;
 mod staging;
+mod tensor_map;
 
 pub use driver::Properties;
 pub(crate) use driver::{Context, Event};
 pub use function::{Arg, Function};
 pub use graph::Graph;
 pub use memory::{ALIGNMENT_BYTES, Buffer, Region};
+pub use tensor_map::TensorMap;
 
 use crate::matmul::Plans;
+use crate::source::Constant;
 use crate::{CudaError, Source};
 use function::Module;
 use memory::Memory;
@@ -27,10 +30,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Key of a source: its address, since sources are statics.
 type SourceId = usize;
 
+/// A kernel, with the constants that its source was compiled with: there are few.
+type Compiled = (Vec<Constant>, Function);
+
 #[derive(Debug, Default)]
 struct Kernels {
-    modules: HashMap<SourceId, Module>,
-    functions: HashMap<(SourceId, &'static str), Function>,
+    modules: HashMap<(SourceId, Vec<Constant>), Module>,
+    functions: HashMap<(SourceId, &'static str), Vec<Compiled>>,
 }
 
 /// A GPU, ready for work. All calls queue on one stream and return before the work has run, unless they say so.
@@ -201,30 +207,46 @@ impl Device {
     ///
     /// [`CudaError::Compile`] with the compiler's messages, [`CudaError::NoEntry`], or what the driver answers.
     pub fn function(&self, source: &'static Source, entry: &'static str) -> Result<Function, CudaError> {
+        self.function_with(source, &[], entry)
+    }
+
+    /// The kernel `entry` of `source`, compiled with these constants: [`Device::function`] for a source whose sizes the
+    /// compiler has to know.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::function`].
+    pub fn function_with(
+        &self,
+        source: &'static Source,
+        constants: &[Constant],
+        entry: &'static str,
+    ) -> Result<Function, CudaError> {
         let id = std::ptr::from_ref(source) as SourceId;
         let kernels = &mut *lock(&self.kernels);
-        if let Some(function) = kernels.functions.get(&(id, entry)) {
+        let loaded = kernels.functions.entry((id, entry)).or_default();
+        if let Some((_, function)) = loaded.iter().find(|(with, _)| with == constants) {
             return Ok(function.clone());
         }
-        let module = match kernels.modules.entry(id) {
+        let module = match kernels.modules.entry((id, constants.to_vec())) {
             hash_map::Entry::Occupied(loaded) => loaded.into_mut(),
-            hash_map::Entry::Vacant(place) => place.insert(self.load(source)?),
+            hash_map::Entry::Vacant(place) => place.insert(self.load(source, constants)?),
         };
         let function =
             module.function(entry)?.ok_or(CudaError::NoEntry { source_name: source.name, entry })?;
-        kernels.functions.insert((id, entry), function.clone());
+        loaded.push((constants.to_vec(), function.clone()));
         Ok(function)
     }
 
-    fn load(&self, source: &'static Source) -> Result<Module, CudaError> {
+    fn load(&self, source: &'static Source, constants: &[Constant]) -> Result<Module, CudaError> {
         let arch = self.properties.arch();
-        if let Some(cubin) = source.cached(&arch)? {
+        if let Some(cubin) = source.cached(constants, &arch)? {
             // An entry of the cache that does not load is compiled anew.
             if let Ok(module) = Module::new(&self.context, &cubin) {
                 return Ok(module);
             }
         }
-        Module::new(&self.context, &source.compile_to_cache(&arch)?)
+        Module::new(&self.context, &source.compile_to_cache(constants, &arch)?)
     }
 
     /// Bytes of live buffers.
