@@ -10,6 +10,7 @@
 //! | [`Source`], [`Function`] | a `.cu` file compiled by NVRTC on first use, and one entry of it |
 //! | [`matmul`] | dense products by cuBLASLt, the algorithm timed once and kept |
 //! | [`dsd`] | dense = sparse x dense: the table of block-sparse kernels |
+//! | [`monarch`] | both factors of a Monarch map in one launch, on Hopper |
 //!
 //! | environment | meaning |
 //! |---|---|
@@ -28,6 +29,7 @@ pub mod device;
 pub mod dsd;
 mod error;
 pub mod matmul;
+pub mod monarch;
 mod source;
 
 pub use device::{Arg, Buffer, Device, Function, Graph, Properties, Region, TensorMap};

@@ -1,10 +1,26 @@
 //! Every kernel of this crate compiles, on a machine that may have no GPU.
 
-use lacewing_cuda::{CudaError, Source, compile, compile_all_test, dsd};
+use lacewing_cuda::monarch::{self, Factors, Plan};
+use lacewing_cuda::{CudaError, Source, compile, compile_all_test, compile_all_with_test, dsd};
 
 #[test]
 fn every_source_compiles() {
     compile_all_test(dsd::SOURCES);
+}
+
+#[test]
+fn the_monarch_kernel_compiles_for_every_kind_of_size() {
+    let plans: Vec<Plan> =
+        [(1024, 1024, 32), (768, 3072, 8), (3072, 768, 8), (2048, 2048, 16), (4096, 4096, 32)]
+            .into_iter()
+            .map(|(n_in, n_out, blocks): (usize, usize, usize)| {
+                let (p, s) = (n_in / blocks, n_out / blocks);
+                let factors = Factors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) };
+                Plan::new(factors).expect("sizes that the kernel takes")
+            })
+            .collect();
+    let sources: Vec<_> = plans.iter().map(|plan| (&monarch::SOURCE, plan.constants().to_vec())).collect();
+    compile_all_with_test(&sources);
 }
 
 #[test]
