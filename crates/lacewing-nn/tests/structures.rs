@@ -339,6 +339,37 @@ fn bf16_strays_no_farther_than_its_roundings() {
     }
 }
 
+/// On a GPU in bf16: both factors in one launch, as evaluation runs them, and one after the other, as training does.
+#[test]
+fn a_fused_monarch_layer_evaluates_as_it_trains() {
+    for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
+        for (n_in, n_out, blocks) in [(512, 1024, 16), (768, 768, 8), (1024, 1024, 32)] {
+            let config = json!({"structure": "monarch", "blocks": blocks});
+            let structure = lacewing_core::build(&config, n_in, n_out, 0, None).unwrap();
+            let mut builder = ModelBuilder::new(device.clone(), DType::Bf16, 11).unwrap();
+            let options = LinearOptions { activation: ops::Activation::Gelu, ..LinearOptions::default() };
+            let linear =
+                builder.root().linear_of("layer", structure, Some("fused_monarch"), options).unwrap();
+            let built = builder.finish().unwrap();
+            let rows = 1100;
+            let x = Tensor::from_f32(&device, &draw(rows * n_in, &mut Rng::new(5)), &[rows, n_in]).unwrap();
+            let x = ops::cast(&x, DType::Bf16).unwrap();
+            let training = Cx::training(built.params.clone(), StepRng::new(0, 0));
+            let trained = linear.forward(&training, &training.constant(x.clone())).unwrap();
+            let evaluation = Cx::evaluation(built.params.clone());
+            let evaluated = linear.forward(&evaluation, &evaluation.constant(x)).unwrap();
+            let [trained, evaluated] = [trained, evaluated].map(|y| y.value().to_f32().unwrap());
+            assert!(linear.kernel().contains("chain") || linear.kernel().contains("composed"));
+            let (norm, apart) = trained.iter().zip(&evaluated).fold((0.0, 0.0), |(norm, apart), (a, b)| {
+                (norm + f64::from(a * a), apart + f64::from(a - b).powi(2))
+            });
+            // Either way rounds its sums, what lies between, and the result.
+            let apart = (apart / norm).sqrt();
+            assert!(apart > 0.0 && apart < 4.0 * 2f64.powi(-8), "{config} [{n_out}, {n_in}]: {apart}");
+        }
+    }
+}
+
 /// Adam (Kingma and Ba, 2015) in f64 on the gradient of half the mean squared error.
 struct Adam {
     moments: Vec<(f64, f64)>,
@@ -455,7 +486,14 @@ fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
     assert_eq!(on(gpu, monarch.as_ref(), DType::Bf16, None), "composed");
     let wide =
         lacewing_core::build(&json!({"structure": "monarch", "blocks": 16}), 4096, 4096, 0, None).unwrap();
-    assert_eq!(on(gpu, wide.as_ref(), DType::Bf16, None), "chain");
+    assert_eq!(on(gpu, wide.as_ref(), DType::Bf16, None), "fused_monarch");
+    assert_eq!(on(gpu, wide.as_ref(), DType::F32, None), "chain");
+    let [few, narrow] = [(4096, 4), (768, 8)].map(|(n, blocks)| {
+        lacewing_core::build(&json!({"structure": "monarch", "blocks": blocks}), n, n, 0, None).unwrap()
+    });
+    assert_eq!(on(gpu, few.as_ref(), DType::Bf16, None), "composed", "4 blocks: no fused kernel");
+    assert_eq!(on(gpu, narrow.as_ref(), DType::Bf16, None), "composed", "a dense product is as fast");
+    assert_eq!(on(gpu, narrow.as_ref(), DType::Bf16, Some("fused_monarch")), "fused_monarch");
 
     for sample in [2, 3] {
         let chain = chains::sample(sample).unwrap();

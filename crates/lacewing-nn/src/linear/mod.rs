@@ -8,6 +8,7 @@ mod chain;
 mod composed;
 mod dense;
 mod fused_chain;
+mod fused_monarch;
 mod merged;
 mod scatter_dense;
 mod sum;
@@ -23,6 +24,7 @@ use std::fmt::Debug;
 pub static KERNELS: &[Kernel] = &[
     dense::KERNEL,
     fused_chain::KERNEL,
+    fused_monarch::KERNEL,
     composed::KERNEL,
     merged::KERNEL,
     chain::KERNEL,
