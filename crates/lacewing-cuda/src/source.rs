@@ -33,6 +33,23 @@ pub struct Source {
     pub code: &'static str,
 }
 
+/// A [`Source`] of this folder for Hopper, after what such kernels share.
+macro_rules! hopper {
+    ($name:literal, $file:literal) => {
+        $crate::Source {
+            name: $name,
+            code: concat!(
+                include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/device/hopper.cuh")),
+                "\n#line 1 \"",
+                $name,
+                "\"\n",
+                include_str!($file)
+            ),
+        }
+    };
+}
+pub(crate) use hopper;
+
 impl Source {
     fn text(&self, constants: &[Constant]) -> String {
         let mut text = PRELUDE.to_owned();

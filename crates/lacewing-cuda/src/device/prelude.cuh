@@ -48,7 +48,13 @@ template <> __device__ __forceinline__ f16 from_f32<f16>(float x) { return to_f1
 
 // Two bf16 in one word, `first` at the lower address.
 __device__ __forceinline__ u32 pack_bf16(float first, float second) {
+#if __CUDA_ARCH__ >= 800
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+#else
     return (u32)to_bf16(first).bits | ((u32)to_bf16(second).bits << 16);
+#endif
 }
 __device__ __forceinline__ float first_bf16(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float second_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }

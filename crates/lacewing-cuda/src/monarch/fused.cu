@@ -23,8 +23,6 @@
 
 using namespace lw;
 
-struct alignas(64) TensorMap { u64 opaque[16]; };
-
 constexpr u32 HIGH = 256;                                  // rows of a row tile
 constexpr u32 LAMBDAS = L == 8 ? 8 : 16;                   // of a second item
 constexpr bool WHOLE_LINES = L == LAMBDAS;                 // its outputs of a row are a run
@@ -57,87 +55,6 @@ constexpr u32 STORERS = 3;                                 // warps
 // Rows of results before they leave, and what keeps the words of a warp in different banks.
 constexpr u32 FIRST_OUT = HIGH * 16 + 32;                  // of a lambda and eight rhos
 constexpr u32 SECOND_OUT = WIDTH * LAMBDAS * 2 + 16;       // of a row
-
-__device__ __forceinline__ u64 descriptor(u32 address, u32 leading, u32 stride, u64 swizzle) {
-    return (u64)((address & 0x3ffff) >> 4) | ((u64)(leading >> 4) << 16) | ((u64)(stride >> 4) << 32) | (swizzle << 62);
-}
-// An operand by lines of 128 or 64 bytes, as the copy engine swizzles them.
-template <u32 LINE> __device__ __forceinline__ u64 by_lines(u32 address) {
-    return descriptor(address, 0, LINE * 16, LINE == 64 ? 1 : 2);
-}
-
-#define SUMS_4(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define SUMS_8(c, i) SUMS_4(c, i), SUMS_4(c, i + 1)
-#define SUMS_16(c, i) SUMS_8(c, i), SUMS_8(c, i + 2)
-#define SUMS_32(c, i) SUMS_16(c, i), SUMS_16(c, i + 4)
-#define R8(a, b, c, d, e, f, g, h) "%" #a ",%" #b ",%" #c ",%" #d ",%" #e ",%" #f ",%" #g ",%" #h
-#define REGS_8 R8(0, 1, 2, 3, 4, 5, 6, 7)
-#define REGS_16 REGS_8 "," R8(8, 9, 10, 11, 12, 13, 14, 15)
-#define REGS_24 REGS_16 "," R8(16, 17, 18, 19, 20, 21, 22, 23)
-#define REGS_32 REGS_24 "," R8(24, 25, 26, 27, 28, 29, 30, 31)
-#define REGS_48 REGS_32 "," R8(32, 33, 34, 35, 36, 37, 38, 39) "," R8(40, 41, 42, 43, 44, 45, 46, 47)
-#define REGS_64 REGS_48 "," R8(48, 49, 50, 51, 52, 53, 54, 55) "," R8(56, 57, 58, 59, 60, 61, 62, 63)
-
-// c[64, N] += a[64, 16] b[16, N] at eight columns `at` of c, both from shared memory, rows along the sum.
-#define PRODUCT(N, REGS, A, B, ...)                                                                                  \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGS "}, %" #A ", %" #B ", 1, 1, 1, 0, 0;" \
-                 : __VA_ARGS__ : "l"(a), "l"(b) : "memory")
-template <u32 N, u32 COUNT> __device__ __forceinline__ void product(float (&c)[COUNT][4], u32 at, u64 a, u64 b) {
-    static_assert(N == 16 || N == 32 || N == 48 || N == 64 || N == 96 || N == 128, "a width the tensor cores take");
-    if constexpr (N == 16) PRODUCT(16, REGS_8, 8, 9, SUMS_8(c, at));
-    if constexpr (N == 32) PRODUCT(32, REGS_16, 16, 17, SUMS_16(c, at));
-    if constexpr (N == 48) PRODUCT(48, REGS_24, 24, 25, SUMS_16(c, at), SUMS_8(c, at + 4));
-    if constexpr (N == 64) PRODUCT(64, REGS_32, 32, 33, SUMS_32(c, at));
-    if constexpr (N == 96) PRODUCT(96, REGS_48, 48, 49, SUMS_32(c, at), SUMS_16(c, at + 8));
-    if constexpr (N == 128) PRODUCT(128, REGS_64, 64, 65, SUMS_32(c, at), SUMS_32(c, at + 8));
-}
-
-__device__ __forceinline__ void group_arrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void group_finish() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
-
-// ---- barriers in shared memory ----
-
-__device__ __forceinline__ void barrier_init(u32 barrier, u32 count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
-}
-__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
-    asm volatile("{\n.reg .pred done;\nagain:\n"
-                 "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n}" :: "r"(barrier), "r"(parity) : "memory");
-}
-
-// ---- copies to shared memory that end at a barrier ----
-
-__device__ __forceinline__ void copy_box(u32 to, const TensorMap* map, u32 line, u32 row, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3, %4}], [%5];"
-                 :: "r"(to), "l"(map), "r"(0), "r"(row), "r"(line), "r"(barrier) : "memory");
-}
-__device__ __forceinline__ void copy_run(u32 to, const void* from, u32 bytes, u32 barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
-}
-
-// ---- copies from shared memory ----
-
-__device__ __forceinline__ void store_run(void* to, u32 from, u32 bytes) {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
-                 :: "l"(to), "r"(from), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void stores_read() {
-    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-}
-__device__ __forceinline__ void stores_written() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // ---- counters that all thread blocks see ----
 
@@ -203,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) monarch(
         }
         barrier_init(shared_address(&staged), CONSUMERS);
         barrier_init(shared_address(&stored), STORERS);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barriers_ready();
     }
     __syncthreads();
 
@@ -233,7 +150,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) monarch(
                         store_run(place(it.tile) + (size_t)(low * L + lambda) * (LOW * R) + eight * (LOW * 8),
                                   out + run * FIRST_OUT + low * LOW * 16, LOW * 16);
                     }
-                    stores_read();
+                    stores_commit();
+                    stores_read<0>();
                 } else {
                     if (storer == 0 && lane == 0) count(second_done + it.tile);
                     const u32 lambda0 = it.lambda(), sigma0 = it.sigma();
@@ -243,7 +161,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) monarch(
                         for (u32 row = storer * 32 + lane; row < end; row += 32 * STORERS)
                             store_run(y + (size_t)(row0 + row) * (L * S) + sigma0 * L, out + row * SECOND_OUT,
                                       WIDTH * L * 2);
-                        stores_read();
+                        stores_commit();
+                        stores_read<0>();
                     } else {
                         for (u32 row = storer; row < end; row += STORERS) {
                             // Two pieces of 16 bytes an output of all lambdas.
@@ -334,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) monarch(
     // The results of the item before have left.
     const auto out_free = [&](u32 n) { barrier_wait(shared_address(&stored), n % 2 ^ 1); };
     const auto out_ready = [&](u32 ticket) {
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        publish();
         if (threadIdx.x == 0) staged_ticket = ticket;
         barrier_arrive(shared_address(&staged));
     };
@@ -372,7 +291,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) monarch(
 #pragma unroll
                             for (u32 i = 0; i < 2; ++i)
                                 product<N1>(sums[i], block * (N1 / 8), a + i * (64 * FIRST_LINE * 2 / 16) + k * 2, b + k * 2);
-                        group_finish();
+                        group_commit();
+                        group_wait<0>();
                         for (u32 i = 0; i < 3; ++i) leave(own[i]);
                     }
                 if (half == 0) out_free(n);
@@ -434,7 +354,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) monarch(
                                 for (u32 i = 0; i < SUBTILES; ++i)
                                     product<N2>(sums[e][i], 0, a + i * (64 * 16 / 16) + k * (2 * LOW * 16 / 16),
                                                 b + k * 16 / SECOND_LINE * (SECOND_LINE_BYTES / 16) + k * 16 % SECOND_LINE / 8);
-                            group_finish();
+                            group_commit();
+                        group_wait<0>();
                             for (u32 i = 0; i < 2; ++i) leave(own[i]);
                         }
                     }

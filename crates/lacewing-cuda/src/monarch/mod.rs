@@ -4,10 +4,11 @@
 //! λ]`. Cost of a row: `k·q·p + l·s·r` multiply-adds; x and y pass through memory once, u through the L2 cache. The same
 //! problem gives the same bits: every sum has one order, whoever makes it.
 
+use crate::source::hopper;
 use crate::{Constant, CudaError, Device, Region, Source, TensorMap, Type};
 
 /// The source of the kernel, which [`Plan::constants`] go with.
-pub static SOURCE: Source = Source { name: "monarch_fused", code: include_str!("fused.cu") };
+pub static SOURCE: Source = hopper!("monarch_fused", "fused.cu");
 
 const CALL: &str = "Monarch map";
 
