@@ -463,11 +463,58 @@ fn warpgroup_products_agree_with_f64_at_tile_edges() {
             check_block_sparse(&device, "warpgroup", Type::Bf16, rows, shape, block);
         }
     }
-    // Weight gradients in parts of the rows, and tiles of 256 rows.
+    // Weight gradients in parts of the rows.
     check_block_sparse(&device, "warpgroup", Type::Bf16, 2100, (192, 320), (64, 64));
     check_block_sparse(&device, "warpgroup", Type::Bf16, 1100, (256, 384), (128, 128));
-    for block in [32, 64, 128] {
-        check_block_sparse(&device, "warpgroup", Type::Bf16, 5000, (52 * block, 2 * block), (block, block));
+}
+
+#[test]
+fn persistent_products_agree_with_f64_at_tile_edges() {
+    let Some(device) = device() else { return };
+    if device.properties().capability != (9, 0) {
+        return eprintln!("skipped: not a Hopper GPU");
+    }
+    // Low tiles, high ones, and more than 32 steps; the last row tile is cut, a panel is empty, lines are not paired up.
+    for (rows, shape, block) in [
+        (4150, (96, 160), (32, 32)),
+        (4150, (96, 192), (32, 96)),
+        (2100, (192, 160), (64, 32)),
+        (2100, (192, 320), (64, 64)),
+        (2100, (384, 576), (64, 192)),
+        (2100, (768, 256), (256, 64)),
+        (3000, (768, 256), (32, 32)),
+        (3000, (256, 768), (32, 32)),
+        (5800, (384, 512), (128, 128)),
+        (4150, (128, 3072), (32, 32)),
+    ] {
+        check_block_sparse(&device, "persistent", Type::Bf16, rows, shape, block);
+    }
+}
+
+#[test]
+fn a_persistent_product_has_the_same_bits_every_time() {
+    let Some(device) = device() else { return };
+    if device.properties().capability != (9, 0) {
+        return eprintln!("skipped: not a Hopper GPU");
+    }
+    let (n, rows) = (2048, 4096);
+    let positions: Vec<(u32, u32)> = (0..64 * 64)
+        .map(|at| (at / 64, at % 64))
+        .filter(|(row, col)| (row * row + 3 * col) % 7 == 0 || *row == 5)
+        .collect();
+    let pattern = BlockPattern::new(&device, (n, n), (32, 32), &positions).expect("a pattern");
+    let problem = Problem { pattern: &pattern, rows, of: Type::Bf16 };
+    let stored = upload(&device, Type::Bf16, &values(Type::Bf16, 1, pattern.n_values()));
+    let x = upload(&device, Type::Bf16, &values(Type::Bf16, 2, rows * n));
+    let y = device.region(rows * n * 2).expect("memory");
+    let mut first: Option<Vec<u8>> = None;
+    for _ in 0..50 {
+        device.zero(&y).expect("zeros");
+        let product = Product::Forward { x: &x, values: &stored, y: &y };
+        assert_eq!(dsd::run_with(&device, &problem, &product, "persistent").expect("taken"), "persistent");
+        let mut bytes = vec![0; y.len_bytes()];
+        device.download(&y, &mut bytes).expect("download");
+        assert!(first.get_or_insert_with(|| bytes.clone()) == &bytes, "other bits");
     }
 }
 

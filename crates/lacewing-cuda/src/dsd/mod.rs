@@ -7,7 +7,9 @@
 //! Cost of each product: 2 rows n_blocks block_rows block_cols flops.
 
 mod block_sparse;
+mod panels;
 mod pattern;
+mod persistent;
 mod plain;
 mod warpgroup;
 
@@ -71,10 +73,11 @@ pub struct Kernel {
 }
 
 /// Every kernel, best first; the last takes anything.
-pub static KERNELS: &[Kernel] = &[warpgroup::KERNEL, block_sparse::KERNEL, plain::KERNEL];
+pub static KERNELS: &[Kernel] = &[persistent::KERNEL, warpgroup::KERNEL, block_sparse::KERNEL, plain::KERNEL];
 
 /// The sources of the kernels.
-pub static SOURCES: &[&Source] = &[&warpgroup::SOURCE, &block_sparse::SOURCE, &plain::SOURCE];
+pub static SOURCES: &[&Source] =
+    &[&persistent::SOURCE, &warpgroup::SOURCE, &block_sparse::SOURCE, &plain::SOURCE];
 
 const CALL: &str = "block-sparse product";
 

@@ -1,5 +1,6 @@
 //! Where the blocks of a weight are: by rows for `y = x W'`, by columns for `d_x = d_y W`.
 
+use super::panels::Panels;
 use crate::{CudaError, Device, Region};
 
 /// Arrays of the index, all `u32`; lengths in brackets.
@@ -19,6 +20,16 @@ struct Index {
     by_col_slots: Vec<u32>,
 }
 
+/// [`Panels`] on the device.
+#[derive(Debug, Clone)]
+pub(super) struct OnDevice {
+    pub(super) line: usize,
+    pub(super) n_panels: usize,
+    pub(super) panel_steps: usize,
+    pub(super) steps: Region,
+    pub(super) lines: Region,
+}
+
 /// The positions of a weight's blocks on the device. Positions are inside the weight, each at most once, sorted by
 /// row, then column: what the kernels rely on.
 #[derive(Debug, Clone)]
@@ -34,6 +45,10 @@ pub struct BlockPattern {
     pub(super) col_offsets: Region,
     pub(super) by_col_rows: Region,
     pub(super) by_col_slots: Region,
+    /// Of the weight and its transpose, where blocks can be cut into them and the device takes them.
+    pub(super) panels: Option<[OnDevice; 2]>,
+    /// Two numbers, zero between launches.
+    pub(super) counters: Region,
 }
 
 const CALL: &str = "block pattern";
@@ -53,6 +68,12 @@ impl BlockPattern {
         positions: &[(u32, u32)],
     ) -> Result<Self, CudaError> {
         let index = Index::new((n_out, n_in), (block_rows, block_cols), positions)?;
+        let panels = if device.properties().capability == (9, 0) {
+            let of = |transposed| Panels::new((n_out, n_in), (block_rows, block_cols), positions, transposed);
+            of(false).zip(of(true)).map(|(forward, transposed)| [forward, transposed])
+        } else {
+            None
+        };
         let arrays = [
             &index.row_offsets,
             &index.cols,
@@ -61,14 +82,28 @@ impl BlockPattern {
             &index.by_col_rows,
             &index.by_col_slots,
         ];
-        let words: Vec<u32> = arrays.into_iter().flatten().copied().collect();
+        let counters = vec![0; 2];
+        let of_panels = panels.iter().flatten().flat_map(|panels| [&panels.steps, &panels.lines]);
+        let words: Vec<u32> =
+            arrays.into_iter().chain([&counters]).chain(of_panels).flatten().copied().collect();
         let all = device.region(words.len() * size_of::<u32>())?;
         device.upload(&all, bytemuck::cast_slice(&words))?;
         let mut at = 0;
-        let [row_offsets, cols, rows, col_offsets, by_col_rows, by_col_slots] = arrays.map(|array| {
+        let mut next = |array: &Vec<u32>| {
             let bytes = size_of_val(array.as_slice());
             at += bytes;
             all.slice(at - bytes, bytes)
+        };
+        let [row_offsets, cols, rows, col_offsets, by_col_rows, by_col_slots] = arrays.map(&mut next);
+        let counters = next(&counters);
+        let panels = panels.map(|both| {
+            both.map(|Panels { line, n_panels, panel_steps, steps, lines }| OnDevice {
+                line,
+                n_panels,
+                panel_steps,
+                steps: next(&steps),
+                lines: next(&lines),
+            })
         });
         Ok(Self {
             n_out,
@@ -82,6 +117,8 @@ impl BlockPattern {
             col_offsets,
             by_col_rows,
             by_col_slots,
+            panels,
+            counters,
         })
     }
 

@@ -11,9 +11,8 @@
 //       sums += in tile * weight tile, read from shared memory by the tensor cores
 //   out tile = sums, rounded once, through shared memory so that whole lines are written
 //
-// With LAG 1 a step's products run into the next's; with 0 room is free one step earlier, and other thread blocks of the
-// multiprocessor fill the gaps. What bounds both is what shared memory gets from the L2 cache: ROWS TILE / (ROWS + TILE)
-// flops a byte.
+// Other thread blocks of the multiprocessor fill the gaps between a step's products and the next's. What bounds them is what
+// shared memory gets from the L2 cache: ROWS TILE / (ROWS + TILE) flops a byte.
 //
 // Weight gradient: a thread block owns a tile of one block and walks rows. In tiles of 64 x 64 each warpgroup takes half of
 // a step's rows; of tiles of 128 x 128 half of the outputs.
@@ -26,58 +25,9 @@
 using namespace lw;
 
 constexpr u32 DEPTH = 64;
+constexpr u32 ROWS = 128;
 constexpr u32 THREADS = 256;
 constexpr u32 LINE = 128;                      // bytes of a row of a panel
-
-// Descriptor of an operand: 128-byte rows, swizzled, groups of eight rows 1024 bytes apart. Where the rows of its tile run
-// along the sum, its panels are `panel_bytes` apart.
-__device__ __forceinline__ u64 operand(u32 address, u32 panel_bytes) {
-    return (u64)((address & 0x3ffff) >> 4) | ((u64)(panel_bytes >> 4) << 16) | (64ull << 32) | (1ull << 62);
-}
-// How far 16 numbers of the sum are: along the rows of a tile, or across them.
-constexpr u32 ALONG = 32 / 16;
-constexpr u32 ACROSS = 16 * LINE / 16;
-
-__device__ __forceinline__ void group_arrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING> __device__ __forceinline__ void group_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(PENDING) : "memory");
-}
-// Finished copies become visible to the tensor cores, which do not read as threads do.
-__device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-#define SUMS_4(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define SUMS_16(c, i) SUMS_4(c, i), SUMS_4(c, i + 1), SUMS_4(c, i + 2), SUMS_4(c, i + 3)
-#define SUMS_32(c, i) SUMS_16(c, i), SUMS_16(c, i + 4)
-
-// c[64, 32] += a[64, 16] b[16, 32], both from shared memory. With A_ACROSS the rows of a's tile run along the sum, else
-// along c; with B_ACROSS b's likewise.
-template <int A_ACROSS, int B_ACROSS>
-__device__ __forceinline__ void product(float (&c)[4][4], u64 a, u64 b) {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, 1, 1, 1, %18, %19;"
-        : SUMS_16(c, 0) : "l"(a), "l"(b), "n"(A_ACROSS), "n"(B_ACROSS) : "memory");
-}
-// c[64, 64], likewise.
-template <int A_ACROSS, int B_ACROSS>
-__device__ __forceinline__ void product(float (&c)[8][4], u64 a, u64 b) {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
-        "%30,%31}, %32, %33, 1, 1, 1, %34, %35;"
-        : SUMS_32(c, 0) : "l"(a), "l"(b), "n"(A_ACROSS), "n"(B_ACROSS) : "memory");
-}
-// c[64, 128], likewise.
-template <int A_ACROSS, int B_ACROSS>
-__device__ __forceinline__ void product(float (&c)[16][4], u64 a, u64 b) {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
-        "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,"
-        "%58,%59,%60,%61,%62,%63}, %64, %65, 1, 1, 1, %66, %67;"
-        : SUMS_32(c, 0), SUMS_32(c, 8) : "l"(a), "l"(b), "n"(A_ACROSS), "n"(B_ACROSS) : "memory");
-}
 
 __device__ __forceinline__ void copy(u32 to, const bf16* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
@@ -95,7 +45,7 @@ struct Lines {
 };
 
 // AS_STORED: a block's rows run along the sum (input gradient); else along `out` (forward).
-template <u32 TILE, bool AS_STORED, u32 ROWS, u32 STAGES, u32 LAG>
+template <u32 TILE, bool AS_STORED, u32 STAGES>
 __device__ __forceinline__ void multiply(
     const bf16* __restrict__ in, const bf16* __restrict__ values, bf16* __restrict__ out, Lines lines,
     u32 rows, u32 n_sum, u32 n_line, u32 block_sum, u32 block_line)
@@ -162,39 +112,33 @@ __device__ __forceinline__ void multiply(
         }
     };
 
-    float sums[ROWS / 128][TILE / 8][4];
+    float sums[TILE / 8][4];
 #pragma unroll
-    for (u32 i = 0; i < ROWS / 128; ++i)
+    for (u32 j = 0; j < TILE / 8; ++j)
 #pragma unroll
-        for (u32 j = 0; j < TILE / 8; ++j)
-#pragma unroll
-            for (u32 c = 0; c < 4; ++c) sums[i][j][c] = 0.0f;
+        for (u32 c = 0; c < 4; ++c) sums[j][c] = 0.0f;
 
 #pragma unroll
-    for (u32 step = 0; step < STAGES - 1 - LAG; ++step) {
+    for (u32 step = 0; step < STAGES - 1; ++step) {
         if (step < n_steps) fetch(step);
         copy_async_commit();
     }
     for (u32 step = 0; step < n_steps; ++step) {
-        copy_async_wait<STAGES - 2 - LAG>();
+        copy_async_wait<STAGES - 2>();
         publish();
         __syncthreads();
         const u32 stage = base + step % STAGES * STAGE_BYTES;
-        const u64 a = operand(stage + group * (ROWS / 2) * LINE, 0), b = operand(stage + IN_BYTES, DEPTH * LINE);
+        const u64 a = by_lines<64>(stage + group * (ROWS / 2) * LINE, 0), b = by_lines<64>(stage + IN_BYTES, DEPTH * LINE);
         group_arrive();
 #pragma unroll
         for (u32 k = 0; k < DEPTH / 16; ++k)
-#pragma unroll
-            for (u32 i = 0; i < ROWS / 128; ++i)
-                product<0, AS_STORED>(sums[i], a + i * (64 * LINE / 16) + k * ALONG,
-                                      b + k * (AS_STORED ? ACROSS : ALONG));
+            product<TILE, 0, AS_STORED>(sums, 0, a + k * ALONG, b + k * (AS_STORED ? ACROSS<64> : ALONG));
         group_commit();
-        // All warpgroups are through with the last step, or with a lag the one before: its room is free.
-        if (step + STAGES - 1 - LAG < n_steps) fetch(step + STAGES - 1 - LAG);
+        // All warpgroups are through with the last step: its room is free.
+        if (step + STAGES - 1 < n_steps) fetch(step + STAGES - 1);
         copy_async_commit();
-        group_wait<LAG>();
+        group_wait<0>();
     }
-    group_wait<0>();
     copy_async_wait<0>();
     __syncthreads();
 
@@ -202,15 +146,13 @@ __device__ __forceinline__ void multiply(
     constexpr u32 WIDTH = TILE + 8;
     const u32 lane = threadIdx.x % 32, own_row = threadIdx.x / 32 % 4 * 16 + lane / 4 + group * (ROWS / 2);
 #pragma unroll
-    for (u32 i = 0; i < ROWS / 128; ++i)
+    for (u32 j = 0; j < TILE / 8; ++j)
 #pragma unroll
-        for (u32 j = 0; j < TILE / 8; ++j)
-#pragma unroll
-            for (u32 half = 0; half < 2; ++half) {
-                const u32 to = base + ((own_row + i * 64 + half * 8) * WIDTH + j * 8 + lane % 4 * 2) * 2;
-                asm volatile("st.shared.b32 [%0], %1;" :: "r"(to),
-                             "r"(pack_bf16(sums[i][j][half * 2], sums[i][j][half * 2 + 1])) : "memory");
-            }
+        for (u32 half = 0; half < 2; ++half) {
+            const u32 to = base + ((own_row + half * 8) * WIDTH + j * 8 + lane % 4 * 2) * 2;
+            asm volatile("st.shared.b32 [%0], %1;" :: "r"(to),
+                         "r"(pack_bf16(sums[j][half * 2], sums[j][half * 2 + 1])) : "memory");
+        }
     __syncthreads();
     constexpr u32 PIECES = TILE / 8;
 #pragma unroll
@@ -288,11 +230,11 @@ __device__ __forceinline__ void weight_gradient(
         __syncthreads();
         const u32 stage = base + step % STAGES * STAGE_BYTES;
         // Half of the rows, or half of the outputs.
-        const u64 a = operand(stage + group * (TILE == 64 ? 64 * LINE : PANEL_BYTES), PANEL_BYTES);
-        const u64 b = operand(stage + PANELS * PANEL_BYTES + (TILE == 64 ? group * 64 * LINE : 0), PANEL_BYTES);
+        const u64 a = by_lines<64>(stage + group * (TILE == 64 ? 64 * LINE : PANEL_BYTES), PANEL_BYTES);
+        const u64 b = by_lines<64>(stage + PANELS * PANEL_BYTES + (TILE == 64 ? group * 64 * LINE : 0), PANEL_BYTES);
         group_arrive();
 #pragma unroll
-        for (u32 k = 0; k < 4; ++k) product<1, 1>(sums, a + k * ACROSS, b + k * ACROSS);
+        for (u32 k = 0; k < 4; ++k) product<TILE, 1, 1>(sums, 0, a + k * ACROSS<64>, b + k * ACROSS<64>);
         group_commit();
         if (step + STAGES - 1 < n_steps) fetch(step + STAGES - 1);
         copy_async_commit();
@@ -331,28 +273,24 @@ __device__ __forceinline__ void weight_gradient(
         }
 }
 
-// HIGH tiles have 256 rows: most products for what is copied. LOW ones of 128 fill the chip where tiles are few.
-#define MULTIPLY(NAME, TILE, ROWS, STAGES, LAG, BLOCKS)                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) forward_##NAME##_##TILE(                            \
+#define MULTIPLY(TILE, STAGES, BLOCKS)                                                                                \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) forward_##TILE(                                     \
         const bf16* x, const bf16* values, bf16* y, const u32* row_offsets, const u32* cols, u32 rows, u32 n_in,      \
         u32 n_out, u32 block_rows, u32 block_cols)                                                                    \
     {                                                                                                                 \
-        multiply<TILE, false, ROWS, STAGES, LAG>(x, values, y, Lines{row_offsets, cols, nullptr}, rows, n_in, n_out,  \
-                                                 block_cols, block_rows);                                             \
+        multiply<TILE, false, STAGES>(x, values, y, Lines{row_offsets, cols, nullptr}, rows, n_in, n_out, block_cols, \
+                                      block_rows);                                                                    \
     }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient_##NAME##_##TILE(                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient_##TILE(                              \
         const bf16* d_y, const bf16* values, bf16* d_x, const u32* col_offsets, const u32* by_col_rows,               \
         const u32* by_col_slots, u32 rows, u32 n_in, u32 n_out, u32 block_rows, u32 block_cols)                       \
     {                                                                                                                 \
-        multiply<TILE, true, ROWS, STAGES, LAG>(d_y, values, d_x, Lines{col_offsets, by_col_rows, by_col_slots},      \
-                                                rows, n_out, n_in, block_rows, block_cols);                           \
+        multiply<TILE, true, STAGES>(d_y, values, d_x, Lines{col_offsets, by_col_rows, by_col_slots}, rows, n_out,    \
+                                     n_in, block_rows, block_cols);                                                   \
     }
-MULTIPLY(high, 32, 256, 3, 0, 2)
-MULTIPLY(high, 64, 256, 2, 0, 2)
-MULTIPLY(high, 128, 256, 4, 1, 1)
-MULTIPLY(low, 32, 128, 2, 0, 4)
-MULTIPLY(low, 64, 128, 3, 0, 3)
-MULTIPLY(low, 128, 128, 3, 0, 2)
+MULTIPLY(32, 2, 4)
+MULTIPLY(64, 3, 3)
+MULTIPLY(128, 3, 2)
 
 #define WEIGHT_GRADIENT(TILE, CHUNK)                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) weight_gradient_##TILE(                                  \

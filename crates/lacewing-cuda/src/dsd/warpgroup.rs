@@ -1,27 +1,28 @@
 //! Launches `warpgroup.cu`: Hopper's warpgroup products, bf16, blocks of 32 or of multiples of 64.
 
 use super::{Kernel, Problem, Product, block_sparse, grid, tile};
+use crate::source::hopper;
 use crate::{CudaError, Device, Source, Type};
 
-pub(super) static SOURCE: Source = Source { name: "warpgroup", code: include_str!("warpgroup.cu") };
+pub(super) static SOURCE: Source = hopper!("warpgroup", "warpgroup.cu");
 
 pub(super) const KERNEL: Kernel = Kernel {
     name: "warpgroup",
-    about: "bf16 on Hopper's tensor cores (wgmma), blocks of 32 or of multiples of 64, f32 sums, from 128 rows up",
+    about: "bf16 on Hopper's tensor cores (wgmma), blocks of 32 or of multiples of 64, f32 sums, from 128 rows up: few tiles, and \
+            weight gradients",
     accepts,
     run,
 };
 
-/// As in the source: columns of a step, threads, bytes of a row of a panel.
+/// As in the source: columns of a step, rows of a tile, threads, bytes of a row of a panel.
 const DEPTH: usize = 64;
+const ROWS: usize = 128;
 const THREADS: usize = 256;
 const LINE: usize = 128;
 /// Panels start at multiples of it; what a thread block gets does not.
 const PANEL_START: usize = 1024;
-/// Rows from which tiles of so many pay.
+/// Rows from which tiles of [`ROWS`] pay.
 const LEAST_ROWS: usize = 128;
-/// Tiles from which high ones fill the chip.
-const MANY_TILES: usize = 1024;
 /// Thread blocks of a weight gradient that fill it, and rows that each walks at least.
 const RESIDENT: usize = 264;
 const PART_ROWS: usize = 512;
@@ -32,30 +33,10 @@ const GRADIENT_STAGES: usize = 3;
 /// Tiles' sides, for [`tile`].
 const TILES: [usize; 3] = [128, 64, 32];
 
-/// How tiles of one width are made: entries, rows of a tile, stages.
-#[derive(Debug)]
-struct Tiles {
-    forward: &'static str,
-    input_gradient: &'static str,
-    rows: usize,
-    stages: usize,
-}
-
-const fn tiles(forward: &'static str, input_gradient: &'static str, rows: usize, stages: usize) -> Tiles {
-    Tiles { forward, input_gradient, rows, stages }
-}
-
-/// By [`tile`]'s place.
-const HIGH: [Tiles; 3] = [
-    tiles("forward_high_128", "input_gradient_high_128", 256, 4),
-    tiles("forward_high_64", "input_gradient_high_64", 256, 2),
-    tiles("forward_high_32", "input_gradient_high_32", 256, 3),
-];
-const LOW: [Tiles; 3] = [
-    tiles("forward_low_128", "input_gradient_low_128", 128, 3),
-    tiles("forward_low_64", "input_gradient_low_64", 128, 3),
-    tiles("forward_low_32", "input_gradient_low_32", 128, 2),
-];
+/// Entries, and stages in shared memory, by [`tile`]'s place.
+const FORWARD: [&str; 3] = ["forward_128", "forward_64", "forward_32"];
+const INPUT_GRADIENT: [&str; 3] = ["input_gradient_128", "input_gradient_64", "input_gradient_32"];
+const STAGES: [usize; 3] = [3, 3, 2];
 
 fn accepts(device: &Device, problem: &Problem<'_>, aligned: bool) -> bool {
     let (block_rows, block_cols) = problem.pattern.block();
@@ -67,11 +48,6 @@ fn accepts(device: &Device, problem: &Problem<'_>, aligned: bool) -> bool {
         && fits(block_rows)
         && fits(block_cols)
         && u32::try_from(problem.rows.max(problem.pattern.n_out).max(problem.pattern.n_in)).is_ok()
-}
-
-/// The tiles for `n_tiles` of [`HIGH`]'s height.
-fn choose(place: usize, n_tiles: usize) -> &'static Tiles {
-    if n_tiles >= MANY_TILES { &HIGH[place] } else { &LOW[place] }
 }
 
 /// In how many parts the rows of a weight gradient of `n_tiles` are cut, and rows of a part.
@@ -89,15 +65,12 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
         [problem.rows, pattern.n_in, pattern.n_out, block_rows, block_cols].map(|n| (n as u32).into());
     let sizes = [rows, n_in, n_out, block_rows_arg, block_cols_arg];
     let threads = [THREADS as u32, 1, 1];
-    let high_tiles = |n: usize| problem.rows.div_ceil(HIGH[0].rows) * n;
     match *product {
         Product::Forward { x, values, y } => {
             let (place, tile) = tile(block_rows, TILES);
-            let n = pattern.n_out / tile;
-            let tiles = choose(place, high_tiles(n));
-            let shared = tiles.stages * (tiles.rows + tile) * LINE + PANEL_START;
-            let function = device.function(&SOURCE, tiles.forward)?;
-            let grid = grid(problem.rows.div_ceil(tiles.rows) * n)?;
+            let shared = STAGES[place] * (ROWS + tile) * LINE + PANEL_START;
+            let function = device.function(&SOURCE, FORWARD[place])?;
+            let grid = grid(problem.rows.div_ceil(ROWS) * (pattern.n_out / tile))?;
             let (row_offsets, cols) = (&pattern.row_offsets, &pattern.cols);
             let operands = [x.into(), values.into(), y.into(), row_offsets.into(), cols.into()];
             let args = [operands, sizes].concat();
@@ -107,13 +80,10 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
         }
         Product::InputGradient { d_y, values, d_x } => {
             let (place, tile) = tile(block_cols, TILES);
-            let n = pattern.n_in / tile;
-            // Tiles of 32 columns are half empty panels here, and high ones no faster.
-            let tiles = if tile == 32 { &LOW[place] } else { choose(place, high_tiles(n)) };
             let weight_rows = tile.div_ceil(DEPTH) * DEPTH;
-            let shared = tiles.stages * (tiles.rows + weight_rows) * LINE + PANEL_START;
-            let function = device.function(&SOURCE, tiles.input_gradient)?;
-            let grid = grid(problem.rows.div_ceil(tiles.rows) * n)?;
+            let shared = STAGES[place] * (ROWS + weight_rows) * LINE + PANEL_START;
+            let function = device.function(&SOURCE, INPUT_GRADIENT[place])?;
+            let grid = grid(problem.rows.div_ceil(ROWS) * (pattern.n_in / tile))?;
             let (by_rows, by_slots) = (&pattern.by_col_rows, &pattern.by_col_slots);
             let col_offsets = &pattern.col_offsets;
             let operands =

@@ -1,0 +1,186 @@
+//! Kernels of a GPU against cuBLASLt in one run, bf16, with a cold L2 cache: `cargo bench -p lacewing-cuda --bench cold`.
+//!
+//! Prints CSV. Each pass is timed alone, after 256 MiB were written; medians of [`PASSES`], dense and sparse in turns. Arguments choose
+//! the cases whose names contain one of them. Products are checked in `tests/gpu.rs`.
+
+use half::bf16;
+use lacewing_cuda::dsd::{self, BlockPattern, KERNELS, Problem, Product};
+use lacewing_cuda::matmul::{self, Matmul};
+use lacewing_cuda::monarch::{Factors, Operands, Plan};
+use lacewing_cuda::{CudaError, Device, Region, Type};
+use lacewing_testkit::uniform;
+
+const PASSES: usize = 15;
+const FLUSH_BYTES: usize = 256 << 20;
+/// Values drawn once and repeated: a tensor core's power, and so its clock, depends on what it multiplies.
+const DRAWN: usize = 1 << 20;
+
+struct Bench {
+    device: std::sync::Arc<Device>,
+    flush: Region,
+    drawn: Region,
+    wanted: Vec<String>,
+}
+
+type Work<'a> = dyn Fn() -> Result<(), CudaError> + 'a;
+
+impl Bench {
+    fn drawn(&self, len: usize) -> Result<Region, CudaError> {
+        let region = self.device.region(len * 2)?;
+        for at in (0..len).step_by(DRAWN) {
+            let bytes = DRAWN.min(len - at) * 2;
+            self.device.copy(&region.slice(at * 2, bytes), &self.drawn.slice(0, bytes))?;
+        }
+        Ok(region)
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.wanted.is_empty() || self.wanted.iter().any(|part| name.contains(part.as_str()))
+    }
+
+    /// Median milliseconds of each.
+    fn time(&self, works: &[&Work<'_>]) -> Result<Vec<f64>, CudaError> {
+        let mut samples = vec![Vec::new(); works.len()];
+        for pass in 0..PASSES + 3 {
+            for (samples, work) in samples.iter_mut().zip(works) {
+                self.device.zero(&self.flush)?;
+                self.device.synchronize()?;
+                let ms = self.device.milliseconds(work)?;
+                if pass >= 3 {
+                    samples.push(f64::from(ms));
+                }
+            }
+        }
+        Ok(samples
+            .into_iter()
+            .map(|mut samples| {
+                samples.sort_by(f64::total_cmp);
+                samples[PASSES / 2]
+            })
+            .collect())
+    }
+
+    /// Forward, input gradient, weight gradient and all of them, by the best two kernels.
+    fn blocks(
+        &self,
+        (n_in, n_out): (usize, usize),
+        rows: usize,
+        block: usize,
+        density: f64,
+    ) -> Result<(), CudaError> {
+        let name = format!("block {block} {:.0} % {n_in}->{n_out} {rows}", density * 100.0);
+        if !self.wants(&name) {
+            return Ok(());
+        }
+        let device = &self.device;
+        // A random choice of exactly so many blocks.
+        let (down, across) = (n_out / block, n_in / block);
+        let draws = uniform(7, down * across);
+        let mut order: Vec<usize> = (0..down * across).collect();
+        order.sort_by(|a, b| draws[*a].total_cmp(&draws[*b]));
+        order.truncate(((down * across) as f64 * density).round() as usize);
+        order.sort_unstable();
+        let positions: Vec<(u32, u32)> =
+            order.iter().map(|at| ((at / across) as u32, (at % across) as u32)).collect();
+        let pattern = BlockPattern::new(device, (n_out, n_in), (block, block), &positions)?;
+        let problem = Problem { pattern: &pattern, rows, of: Type::Bf16 };
+        let [x, d_y, y, d_x] = [n_in, n_out, n_out, n_in].map(|n| self.drawn(rows * n));
+        let (x, d_y, y, d_x) = (x?, d_y?, y?, d_x?);
+        let values = self.drawn(pattern.n_values())?;
+        let weight = self.drawn(n_in * n_out)?;
+        let d_values = device.region(pattern.n_values() * 4)?;
+        let d_weight = device.region(n_in * n_out * 4)?;
+        let products = [
+            Product::Forward { x: &x, values: &values, y: &y },
+            Product::InputGradient { d_y: &d_y, values: &values, d_x: &d_x },
+            Product::WeightGradient { d_y: &d_y, x: &x, d_values: &d_values },
+        ];
+        let forward = Matmul::new(rows, n_out, n_in, 1, false, true, Type::Bf16);
+        let backward = Matmul::new(rows, n_in, n_out, 1, false, false, Type::Bf16);
+        let gradient = Matmul {
+            d_type: Type::F32,
+            accumulate: true,
+            ..Matmul::new(n_out, n_in, rows, 1, true, false, Type::Bf16)
+        };
+        let dense: [&Work<'_>; 3] = [
+            &|| matmul::run(device, &forward, &x, &weight, &y, None),
+            &|| matmul::run(device, &backward, &d_y, &weight, &d_x, None),
+            &|| matmul::run(device, &gradient, &d_y, &x, &d_weight, None),
+        ];
+        let run = |product, name| dsd::run_with(device, &problem, product, name);
+        // The one that is taken, and the next best.
+        let kernels = KERNELS.iter().map(|kernel| kernel.name).filter(|name| run(&products[0], name).is_ok());
+        for kernel in kernels.take(2) {
+            let takes = |product| run(product, kernel);
+            let mut all = (0.0, 0.0);
+            print!("{name},{kernel}");
+            for (product, dense) in products.iter().zip(dense) {
+                let ms = self.time(&[dense, &|| takes(product).map(|_| ())])?;
+                all = (all.0 + ms[0], all.1 + ms[1]);
+                print!(",{:.1},{:.2}", ms[1] * 1e3, ms[0] / ms[1]);
+            }
+            println!(",{:.1},{:.2}", all.1 * 1e3, all.0 / all.1);
+        }
+        Ok(())
+    }
+
+    fn monarch(&self, (n_in, n_out): (usize, usize), rows: usize, blocks: usize) -> Result<(), CudaError> {
+        let name = format!("monarch {blocks} {n_in}->{n_out} {rows}");
+        let (p, s) = (n_in / blocks, n_out / blocks);
+        let factors = Factors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) };
+        let Some(plan) = Plan::new(factors).filter(|_| self.wants(&name)) else { return Ok(()) };
+        let Factors { k, q, p, l, s, r } = factors;
+        let (x, y) = (self.drawn(rows * n_in)?, self.drawn(rows * n_out)?);
+        let (first, second, weight) =
+            (self.drawn(k * q * p)?, self.drawn(l * s * r)?, self.drawn(n_in * n_out)?);
+        let forward = Matmul::new(rows, n_out, n_in, 1, false, true, Type::Bf16);
+        let operands = Operands { x: &x, first: &first, second: &second, bias: None, y: &y };
+        let ms = self.time(&[&|| matmul::run(&self.device, &forward, &x, &weight, &y, None), &|| {
+            plan.run(&self.device, rows, &operands)
+        }])?;
+        println!("{name},fused,{:.1},{:.2},,,,,,", ms[1] * 1e3, ms[0] / ms[1]);
+        Ok(())
+    }
+}
+
+fn main() -> Result<(), CudaError> {
+    let device = match Device::new(0) {
+        Ok(device) => device,
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            return Ok(());
+        }
+    };
+    let values: Vec<u8> = uniform(1, DRAWN).iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+    let drawn = device.region(values.len())?;
+    device.upload(&drawn, &values)?;
+    let flush = device.region(FLUSH_BYTES)?;
+    let wanted = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let bench = Bench { device, flush, drawn, wanted };
+    println!("# {}, bf16, cold L2, microseconds and speed-up over cuBLASLt", bench.device.properties().name);
+    let products = ["forward", "input_gradient", "weight_gradient", "all"];
+    println!("case,kernel{}", products.map(|name| format!(",{name}_us,{name}_x")).concat());
+    for block in [128, 64, 32] {
+        for density in [0.5, 0.25, 0.1, 0.05] {
+            bench.blocks((4096, 4096), 8192, block, density)?;
+        }
+    }
+    for shape in [(768, 3072), (3072, 768), (768, 768)] {
+        for density in [0.25, 0.1] {
+            bench.blocks(shape, 8192, 64, density)?;
+        }
+    }
+    for rows in [128, 256, 512, 1024, 2048] {
+        for block in [64, 32] {
+            bench.blocks((4096, 4096), rows, block, 0.25)?;
+        }
+        bench.blocks((768, 3072), rows, 64, 0.25)?;
+    }
+    for rows in [2048, 8192, 32768] {
+        bench.monarch((4096, 4096), rows, 32)?;
+    }
+    for (shape, blocks) in [((1024, 1024), 32), ((768, 3072), 8), ((3072, 768), 8)] {
+        bench.monarch(shape, 32768, blocks)?;
+    }
+    Ok(())
+}
