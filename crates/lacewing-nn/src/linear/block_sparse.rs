@@ -29,8 +29,8 @@ fn accepts(problem: &Problem<'_>) -> bool {
     least >= 8 && rows % multiple == 0 && cols % multiple == 0
 }
 
-/// Below the density where multiplying stored blocks beats [`super::scatter_dense`]: break-evens measured on an H100 in
-/// bf16 (768 to 4096 wide, 8192 rows, forward and training step; in f32, of which tensor cores take no blocks, a product
+/// Below the density where multiplying stored blocks beats [`super::scatter_dense`]: break-evens measured on an H200
+/// in bf16 (768 to 4096 wide, 8192 rows, forward and training step; in f32, of which tensor cores take no blocks, a product
 /// took ten times a dense one's time at 10 %), and on two Intel cores with AVX-512 in f32, forward and training
 /// step (768 to 3072 wide, 16 to 1024 rows). There blocks of 16 up always win, and beat a dense layer as well up to 0.85;
 /// single values at a half took 0.86 of a dense layer's time forward and 1.3 of it in a training step, blocks of 4 0.56 to
@@ -42,8 +42,8 @@ fn pays(problem: &Problem<'_>) -> bool {
     // Of narrow layers more of the time goes to what is read and written besides.
     let by_width = |wide, narrow| if pattern.n_out.min(pattern.n_in) >= 2048 { wide } else { narrow };
     let break_even = match (problem.device, problem.dtype, rows.min(cols)) {
-        (DeviceKind::Cuda, DType::Bf16, 128..) => by_width(0.5, 0.33),
-        (DeviceKind::Cuda, DType::Bf16, 64..) => by_width(0.33, 0.22),
+        (DeviceKind::Cuda, DType::Bf16, 128..) => by_width(0.6, 0.33),
+        (DeviceKind::Cuda, DType::Bf16, 64..) => by_width(0.5, 0.3),
         (DeviceKind::Cuda, DType::Bf16, 32..) => by_width(0.14, 0.05),
         (DeviceKind::Cuda, DType::Bf16, _) => 0.05,
         (DeviceKind::Cuda, ..) => 0.01,
