@@ -164,9 +164,13 @@ pub(crate) struct BenchArgs {
     /// compare with the best dense product of all; those of others are measured once for each shape and number of rows
     #[arg(long, value_name = "VENV")]
     pub(crate) peers: Option<Option<PathBuf>>,
+    /// Time every kernel that takes a structure, not the chosen one alone, and say where the choice is slower than another or
+    /// than dense
+    #[arg(long, conflicts_with = "peers")]
+    pub(crate) autotune: bool,
     /// Measure a whole model against its dense twin: a model's name or config, a run's folder, or a recipe
     #[arg(long, value_name = "MODEL",
-        conflicts_with_all = ["structures", "shapes", "rows", "density", "svg", "peers"])]
+        conflicts_with_all = ["structures", "shapes", "rows", "density", "svg", "peers", "autotune"])]
     pub(crate) model: Option<String>,
     /// A YAML list of rules for the model: {match: PATTERN, structure: NAME, ...}
     #[arg(long, value_name = "FILE", requires = "model", conflicts_with_all = ["to", "layers"])]

@@ -204,9 +204,40 @@ fn a_config_is_taken_as_it_is_and_the_table_ends_with_break_evens() {
 }
 
 #[test]
+fn every_kernel_is_timed_and_the_choice_is_compared_with_the_fastest() {
+    let args = ["--autotune", "--structures", "{structure: monarch, blocks: 4}", "nm"];
+    let report =
+        measured(&[&args[..], &["--shapes", "64x128", "--rows", "2", "9", "--density", "0.5"]].concat());
+    let rows = report["rows"].as_array().expect("a list");
+    let choices = report["choices"].as_array().expect("a list");
+    let cases: Vec<_> = choices.iter().map(|choice| [&choice["structure"], &choice["rows"]]).collect();
+    assert_eq!(json!(cases), json!([["monarch blocks=4", 2], ["monarch blocks=4", 9], ["nm", 2], ["nm", 9]]));
+    for choice in choices {
+        let same = |row: &&Value| ["structure", "rows"].iter().all(|key| row[key] == choice[key]);
+        let of_case: Vec<&Value> = rows.iter().filter(same).collect();
+        let mut kernels: Vec<&str> = of_case.iter().filter_map(|row| row["kernel"].as_str()).collect();
+        let chosen: Vec<&Value> =
+            of_case.iter().filter(|row| row["chosen"] == true).map(|row| &row["kernel"]).collect();
+        assert_eq!(chosen, [&choice["kernel"]], "one of {kernels:?}");
+        let ms = |row: &&Value| row["ms"].as_f64().expect("a number");
+        let fastest = of_case.iter().min_by(|a, b| ms(a).total_cmp(&ms(b))).expect("rows");
+        assert_eq!((&fastest["kernel"], &fastest["ms"]), (&choice["fastest"], &choice["fastest_ms"]));
+        assert!(choice["over_fastest"].as_f64() >= Some(1.0), "{choice}");
+        let n = kernels.len();
+        kernels.sort_unstable();
+        kernels.dedup();
+        assert!(n == kernels.len() && n >= 2, "each kernel once: {kernels:?}");
+    }
+    let break_even = report["break_even"].as_array().expect("a list");
+    assert_eq!(break_even.len(), 4, "of the chosen kernels alone");
+}
+
+#[test]
 fn options_of_layers_and_of_models_do_not_mix() {
     for args in [
-        &["--model", "vit_digits", "--to", "monarch", "--shapes", "64x64"][..],
+        &["--model", "vit_digits", "--to", "monarch", "--autotune"][..],
+        &["--autotune", "--peers", "venv"],
+        &["--model", "vit_digits", "--to", "monarch", "--shapes", "64x64"],
         &["--model", "vit_digits", "--to", "monarch", "--peers", "venv"],
         &["--model", "vit_digits", "--to", "monarch", "--rules", "rules.yaml"],
         &["--to", "monarch"],

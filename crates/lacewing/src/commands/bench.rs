@@ -3,6 +3,7 @@
 
 mod cases;
 mod check;
+mod choice;
 mod csv;
 mod error;
 mod gradient;
@@ -19,6 +20,7 @@ use super::{CommandResult, print};
 use crate::cli::BenchArgs;
 use cases::{Case, Plan, ShapeCases};
 use check::{Mistake, Oracle, thinned};
+use choice::Choice;
 use csv::CsvFile;
 use error::BenchError;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -60,7 +62,8 @@ fn layers(args: &BenchArgs, place: &Place, direction: Direction) -> CommandResul
     plan.left_out.iter().for_each(|line| eprintln!("{line}"));
     let bar = ProgressBar::new(plan.n_rows() as u64);
     bar.set_style(ProgressStyle::with_template("{pos}/{len} {msg}  {elapsed}").expect("a valid template"));
-    let mut bench = Bench { place, direction, n_rows: &plan.rows, peers, bar: bar.clone() };
+    let mut bench =
+        Bench { place, direction, n_rows: &plan.rows, autotune: args.autotune, peers, bar: bar.clone() };
     let (mut limits, mut measured, mut mistakes) = (Limits::measure(place)?, Vec::new(), Vec::new());
     for shape in plan.shapes {
         let before = measured.len();
@@ -86,6 +89,7 @@ fn layers(args: &BenchArgs, place: &Place, direction: Direction) -> CommandResul
     let skipped = bench.peers.map(|peers| peers.skipped.clone());
     let report = Report::new(limits, place, direction, &measured, skipped);
     print(&if args.json { format!("{:#}\n", report.to_json()) } else { report.to_string() })?;
+    report.choices().iter().filter_map(Choice::warning).for_each(|line| eprintln!("warning: {line}"));
     if let Some(csv) = csv {
         report.write_csv(csv)?;
     }
@@ -112,14 +116,18 @@ struct Bench<'a> {
     place: &'a Place,
     direction: Direction,
     n_rows: &'a [usize],
+    /// Whether every kernel is timed.
+    autotune: bool,
     peers: Option<Peers>,
     bar: ProgressBar,
 }
 
-/// A structure that may be timed.
+/// A structure that may be timed, by one of its kernels.
 struct Checked {
     label: String,
     layer: Layer,
+    /// Whether that is the chosen one, where all are timed.
+    chosen: Option<bool>,
     /// For each number of rows whether its results are right.
     right: Vec<bool>,
 }
@@ -142,18 +150,26 @@ impl Bench<'_> {
     /// Every structure of a shape at every number of rows. All are checked first; then those of one number of rows are
     /// timed one after another, directly after the other libraries' dense products that they are compared with.
     fn shape(&mut self, shape: ShapeCases, sink: &mut Sink<'_>) -> Result<(), Box<dyn Error>> {
-        let dense = Layer::new(self.place, shape.dense)?;
+        let dense = Layer::new(self.place, shape.dense, None)?;
         let (n_in, n_out) = shape.size;
         let mut cases = Vec::new();
         for case in shape.cases {
             self.bar.set_message(format!("{n_in}x{n_out}, checking {}", case.label));
-            cases.push(self.checked(case, sink)?);
+            let Case { label, structure } = case;
+            let layer = Layer::new(self.place, structure, None)?;
+            let others = if self.autotune { choice::others(self.place, &layer)? } else { Vec::new() };
+            self.bar.inc_length((others.len() * self.n_rows.len()) as u64);
+            let chosen = self.autotune.then_some(true);
+            cases.push(self.checked(label.clone(), layer, chosen, sink)?);
+            for other in others {
+                cases.push(self.checked(label.clone(), other, Some(false), sink)?);
+            }
         }
         for (at, &rows) in self.n_rows.iter().enumerate() {
             self.bar.set_message(format!("{n_in}x{n_out}, rows: {rows}"));
             let Inputs { input, seed, .. } = self.inputs(shape.size, rows)?;
             let mut dense_peers = None;
-            for (place, Checked { label, layer, .. }) in
+            for (place, Checked { label, layer, chosen, .. }) in
                 cases.iter().enumerate().filter(|(_, case)| case.right[at])
             {
                 if let (Some(peers), None) = (&mut self.peers, &dense_peers) {
@@ -182,27 +198,33 @@ impl Bench<'_> {
                     work,
                     dense_work,
                     peers,
+                    chosen: *chosen,
                 }))?;
             }
         }
         Ok(())
     }
 
-    /// The layer of `case`, checked at every number of rows: the definition's weight, which takes long to make and is
-    /// large, is needed for nothing else.
-    fn checked(&self, case: Case, sink: &mut Sink<'_>) -> Result<Checked, Box<dyn Error>> {
-        let layer = Layer::new(self.place, case.structure)?;
+    /// A layer checked at every number of rows: the definition's weight, which takes long to make and is large, is needed for
+    /// nothing else.
+    fn checked(
+        &self,
+        label: String,
+        layer: Layer,
+        chosen: Option<bool>,
+        sink: &mut Sink<'_>,
+    ) -> Result<Checked, Box<dyn Error>> {
         let (oracle, mut right) = (Oracle::new(self.place, &layer)?, Vec::new());
         let (n_in, n_out) = (layer.structure().n_in(), layer.structure().n_out());
         for &rows in self.n_rows {
             let mistake = self.mistake(&layer, &oracle, self.inputs((n_in, n_out), rows)?)?;
             right.push(mistake.is_none());
             if let Some(mistake) = mistake {
-                let structure = case.label.clone();
+                let structure = label.clone();
                 sink(Err(BenchError::Wrong { structure, n_in, n_out, rows, mistake }))?;
             }
         }
-        Ok(Checked { label: case.label, layer, right })
+        Ok(Checked { label, layer, chosen, right })
     }
 
     /// The same whenever they are drawn.

@@ -185,7 +185,7 @@ mod tests {
     fn for_each_layer(check: impl Fn(&str, &Layer, &Oracle)) {
         for kind in lacewing_core::structures() {
             let structure = lacewing_core::build(&kind.name.into(), 256, 512, 1, None).unwrap();
-            let layer = Layer::new(&CPU, structure).unwrap();
+            let layer = Layer::new(&CPU, structure, None).unwrap();
             let oracle = Oracle::new(&CPU, &layer).unwrap();
             check(kind.name, &layer, &oracle);
         }
@@ -217,7 +217,7 @@ mod tests {
     fn outputs_in_bf16_may_be_rounded_once_and_no_more_where_nothing_is_stored_between() {
         let bf16 = Place { device: Device::Cpu, dtype: DType::Bf16 };
         let structure = lacewing_core::build(&"dense".into(), 64, 8, 1, None).unwrap();
-        let layer = Layer::new(&CPU, structure).unwrap();
+        let layer = Layer::new(&CPU, structure, None).unwrap();
         let oracle = Oracle::new(&bf16, &layer).unwrap();
         let mut rng = Rng::new(2);
         let x = draw(64, &mut rng);

@@ -73,10 +73,15 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    pub(super) fn new(place: &Place, structure: Box<dyn Structure>) -> Result<Self, NnError> {
+    /// Run by the kernel of this name, or by the one that is chosen.
+    pub(super) fn new(
+        place: &Place,
+        structure: Box<dyn Structure>,
+        kernel: Option<&str>,
+    ) -> Result<Self, NnError> {
         let mut builder = ModelBuilder::new(place.device.clone(), place.dtype, super::SEED)?;
         let options = LinearOptions { bias: false, ..LinearOptions::default() };
-        let linear = builder.root().linear_of("layer", structure, None, options)?;
+        let linear = builder.root().linear_of("layer", structure, kernel, options)?;
         Ok(Self { linear, built: builder.finish()? })
     }
 

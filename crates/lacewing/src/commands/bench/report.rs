@@ -1,5 +1,6 @@
 //! What came out: a row each, and the density from which on a structure is faster than dense.
 
+use super::choice::{Choice, Choices};
 use super::csv::{CsvFile, cell};
 use super::error::BenchError;
 use super::machine::{Limits, Work};
@@ -36,6 +37,8 @@ pub(super) struct Measured {
     pub(super) dense_work: Work,
     /// What other libraries took, where they were asked.
     pub(super) peers: Option<Vec<PeerTimes>>,
+    /// Whether its kernel is the chosen one, where all were timed.
+    pub(super) chosen: Option<bool>,
 }
 
 impl Measured {
@@ -64,11 +67,11 @@ struct Run<'a> {
 }
 
 /// A row of the report.
-struct Row {
+pub(super) struct Row {
     /// The columns of a file, in order.
     fields: Map<String, Value>,
     /// The config in a line.
-    settings: String,
+    pub(super) settings: String,
     /// Whether it is what was asked for, not what it is compared with.
     own: bool,
     /// Operations that a dense layer takes for the same, and bytes moved, each a second: in GFLOP/s and as a share of the
@@ -114,7 +117,7 @@ impl Row {
             Run { peer, structure, density, kernel, ms, ms_spread, work, settings: structure.to_owned() }
         });
         let row = |run| Self::new(limits, place, direction, measured, &best, run);
-        let own = Self { own: true, ..row(own) };
+        let own = Self { own: measured.chosen != Some(false), ..row(own) };
         std::iter::once(own).chain(dense.into_iter().chain(others).map(row)).collect()
     }
 
@@ -150,6 +153,9 @@ impl Row {
             fields.insert("peer".to_owned(), run.peer.into());
             fields.insert("dense_by".to_owned(), dense_by.as_str().into());
         }
+        if let Some(chosen) = measured.chosen {
+            fields.insert("chosen".to_owned(), chosen.into());
+        }
         Self {
             fields,
             settings: run.settings,
@@ -159,21 +165,44 @@ impl Row {
         }
     }
 
-    fn number(&self, key: &str) -> f64 {
+    pub(super) fn fields(&self) -> &Map<String, Value> {
+        &self.fields
+    }
+
+    /// Whether its kernel is the chosen one, where all were timed.
+    pub(super) fn chosen(&self) -> Option<bool> {
+        self.fields.get("chosen").and_then(Value::as_bool)
+    }
+
+    /// What rows of different kernels have in common.
+    pub(super) fn case(&self) -> (&str, [&Value; 4], &Value) {
+        (&self.settings, self.group(), &self.fields["density"])
+    }
+
+    pub(super) fn number(&self, key: &str) -> f64 {
         self.fields[key].as_f64().unwrap_or(f64::NAN)
     }
 
-    fn text(&self, key: &str) -> String {
+    pub(super) fn text(&self, key: &str) -> String {
         cell(&self.fields[key])
     }
 
-    fn shape(&self) -> String {
+    pub(super) fn shape(&self) -> String {
         format!("{}x{}", self.fields["n_in"], self.fields["n_out"])
     }
 
     /// What rows of different density have in common.
     fn group(&self) -> [&Value; 4] {
         ["structure", "n_in", "n_out", "rows"].map(|key| &self.fields[key])
+    }
+}
+
+#[cfg(test)]
+impl Row {
+    /// A row with these columns.
+    pub(super) fn with(settings: &str, fields: Value) -> Self {
+        let Value::Object(fields) = fields else { panic!("columns") };
+        Self { fields, settings: settings.to_owned(), own: true, dense_gflops: 0.0, share_of_reads: 0.0 }
     }
 }
 
@@ -261,6 +290,9 @@ impl Report {
         });
         let break_even: Vec<Value> = break_even.collect();
         let mut report = json!({ "machine": self.limits.to_json(), "rows": rows, "break_even": break_even });
+        if self.autotunes() {
+            report["choices"] = self.choices().iter().map(Choice::to_json).collect();
+        }
         if let Some(skipped) = &self.skipped {
             let skipped = skipped.iter().map(|one| json!({ "peer": one.peer, "reason": one.reason }));
             report["skipped"] = skipped.collect();
@@ -298,6 +330,15 @@ impl Report {
         let by = if self.skipped.is_some() { ", over the best dense of all libraries" } else { "" };
         let title = format!("{n_in} -> {n_out}, {}{by}", self.direction.name());
         plot::svg(&title, &self.limits.to_string(), &series)
+    }
+
+    /// The kernels that were chosen, if others were timed.
+    pub(super) fn choices(&self) -> Vec<Choice<'_>> {
+        Choice::all(&self.rows)
+    }
+
+    fn autotunes(&self) -> bool {
+        self.rows.iter().any(|row| row.chosen().is_some())
     }
 
     fn own(&self) -> impl Iterator<Item = &Row> {
@@ -377,7 +418,11 @@ impl fmt::Display for Report {
         for (row, found) in self.break_even() {
             table.push(vec![row.text("structure"), row.shape(), row.text("rows"), found.to_string()]);
         }
-        write!(f, "{table}")
+        write!(f, "{table}")?;
+        if self.autotunes() {
+            write!(f, "\n{}", Choices(self.choices()))?;
+        }
+        Ok(())
     }
 }
 
