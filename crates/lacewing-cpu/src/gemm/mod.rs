@@ -46,7 +46,8 @@ const ROWS: usize = 512;
 /// `out[i] = a(i) b(i)`, or `+=` with `accumulate`, in parallel over `i` and over rows of each product.
 ///
 /// The views may be strided parts of shared buffers: cut `out` with [`MatMut::tiles`], and `a` and `b` with
-/// [`MatRef::rows_at`] and [`MatRef::cols_at`]. Panics if the shapes disagree.
+/// [`MatRef::rows_at`] and [`MatRef::cols_at`]. Few rows read `b` as it is stored, as in [`gemm`]. Panics if the shapes
+/// disagree.
 pub fn batched<'a, 'b>(
     out: Vec<MatMut<'_>>,
     accumulate: bool,
@@ -66,7 +67,7 @@ pub fn batched<'a, 'b>(
     }
     tasks.into_par_iter().for_each(|(i, start, out)| {
         let rows = out.rows();
-        product(out, accumulate, a(i).rows_at(start, rows), b(i), 1);
+        gemm(out, accumulate, a(i).rows_at(start, rows), b(i), Parallelism::One);
     });
 }
 

@@ -63,19 +63,20 @@ fn products_of_all_layouts_meet_the_oracle() {
 
 #[test]
 fn a_batch_over_column_blocks_meets_the_oracle() {
-    // Block-diagonal: out[:, i] = x[:, i] wᵢᵀ with 3 blocks of 5 outputs and 4 inputs, 1100 rows: more than one task.
-    let (rows, blocks, n_out, n_in) = (1100, 3, 5, 4);
-    let (x, w) = (uniform(4, rows * blocks * n_in), uniform(5, blocks * n_out * n_in));
-    let mut out = vec![f32::NAN; rows * blocks * n_out];
-    let x = MatRef::row_major(&x, rows, blocks * n_in);
-    let w = MatRef::row_major(&w, blocks * n_out, n_in);
-    let tiles = MatMut::row_major(&mut out, rows, blocks * n_out).tiles(rows, n_out);
-    batched(tiles, false, |i| x.cols_at(i * n_in, n_in), |i| w.rows_at(i * n_out, n_out).t());
-    for i in 0..blocks {
-        let tile: Vec<f32> =
-            out.chunks(blocks * n_out).flat_map(|y| &y[i * n_out..][..n_out]).copied().collect();
-        let w = w.rows_at(i * n_out, n_out).t();
-        check(&tile, &[], (rows, n_in, n_out), x.cols_at(i * n_in, n_in), w);
+    // Block-diagonal: out[:, i] = x[:, i] wᵢᵀ. Rows of more than one task, and few rows of sums long enough for dot products.
+    for (rows, blocks, n_out, n_in) in [(1100, 3, 5, 4), (1, 3, 9, 70), (5, 4, 33, 130)] {
+        let (x, w) = (uniform(4, rows * blocks * n_in), uniform(5, blocks * n_out * n_in));
+        let mut out = vec![f32::NAN; rows * blocks * n_out];
+        let x = MatRef::row_major(&x, rows, blocks * n_in);
+        let w = MatRef::row_major(&w, blocks * n_out, n_in);
+        let tiles = MatMut::row_major(&mut out, rows, blocks * n_out).tiles(rows, n_out);
+        batched(tiles, false, |i| x.cols_at(i * n_in, n_in), |i| w.rows_at(i * n_out, n_out).t());
+        for i in 0..blocks {
+            let tile: Vec<f32> =
+                out.chunks(blocks * n_out).flat_map(|y| &y[i * n_out..][..n_out]).copied().collect();
+            let w = w.rows_at(i * n_out, n_out).t();
+            check(&tile, &[], (rows, n_in, n_out), x.cols_at(i * n_in, n_in), w);
+        }
     }
 }
 

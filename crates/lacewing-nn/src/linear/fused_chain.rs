@@ -18,18 +18,22 @@ pub(super) const KERNEL: Kernel = Kernel {
     prepare: |problem, device| Ok(Box::new(FusedChain::new(problem, device)?)),
 };
 
-/// Weights of a factor, on average, from which on a single row is faster factor by factor: a tile of 16 costs as much as
-/// one row. Measured on a Xeon with AVX-512: 1.1 times as fast with 33,000, 2.4 with 150,000.
-const ONE_ROW_WEIGHTS: usize = 64 * 1024;
+/// Weights of a factor, on average, from which on a few rows are faster factor by factor: a tile of 16 costs as much as one
+/// row. Measured on a Xeon with AVX-512: a row 1.1 times as fast with 33,000, 2.4 with 150,000; on two cores of another,
+/// Monarch and block-diagonal maps of 4 and 16 blocks, 768 to 3072 wide, 2 rows 1.1 to 3.8 times, 4 rows 0.8 to 2.9, and 8
+/// rows 0.6 to 1.6, without a permutation and with twice the weights 1.1 to 1.6.
+const FEW_ROWS_WEIGHTS: usize = 64 * 1024;
+const FEW_ROWS: usize = 4;
+const FEW_ROWS_PLAIN: usize = 8;
 
 /// Rows from which on blocks that lie side by side, as in low rank and block-diagonal maps, are: without a permutation there
 /// is less to save, and a matrix library multiplies them 1.2 to 1.5 times as fast (128 to 512 wide, 4,096 rows).
 const PLAIN_ROWS: usize = 256;
 
-/// Rows up to which chains of whole matrices, as low rank maps are, run factor by factor: with nothing to save a tile of 16 rows
-/// only costs more. Measured on two cores with AVX-512, ranks of 61 and 256, 256 to 3072 wide: 0.31 to 0.89 of the time
-/// at 2 to 8 rows, 0.73 to 0.94 at 12, 0.6 to 1.2 at 16.
-const FEW_ROWS: usize = 12;
+/// Rows up to which chains of whole matrices, as low rank maps are, run factor by factor however small: there is nothing to
+/// save. Measured on two cores with AVX-512, ranks of 61 and 256, 256 to 3072 wide: 0.31 to 0.89 of the time at 2 to 8
+/// rows, 0.73 to 0.94 at 12, 0.6 to 1.2 at 16.
+const FEW_ROWS_WHOLE: usize = 12;
 
 /// Weights of a block from which on gradients are faster factor by factor, and what is made forward is worth keeping:
 /// with blocks of 256 × 256 a training step took 0.6 of the time, with 32 × 32 and smaller ones 1.4 to 2.3.
@@ -82,11 +86,13 @@ impl Product for FusedChain {
         act: Activation,
     ) -> Result<Var, EngineError> {
         let rows = x.value().rows();
-        let one_row = rows == 1 && self.plan.macs() >= ONE_ROW_WEIGHTS * self.plan.shapes().count();
+        let weights_of_factor = self.plan.macs() / self.plan.shapes().count().max(1);
+        let few = weights_of_factor >= FEW_ROWS_WEIGHTS && rows <= FEW_ROWS
+            || self.plain && weights_of_factor >= 2 * FEW_ROWS_WEIGHTS && rows <= FEW_ROWS_PLAIN
+            || self.whole && rows <= FEW_ROWS_WHOLE;
         let train = self.largest >= LARGE_BLOCK && weights.iter().chain([x]).any(|var| cx.records(&[var]));
         let huge = self.largest >= HUGE_BLOCK.0 && rows >= HUGE_BLOCK.1;
-        let few = self.whole && rows <= FEW_ROWS;
-        if one_row || few || train || huge || rows >= PLAIN_ROWS && self.plain {
+        if few || train || huge || rows >= PLAIN_ROWS && self.plain {
             return self.links.run(cx, x, weights, bias, act);
         }
         let source = |step: &Step| match step {
