@@ -30,6 +30,9 @@ constexpr u32 NONE = 0xffffffffu;
 // What a room holds: bit 0 and 1, whether a warpgroup's tiles are there; bit 2, whether they are the item's last; the item.
 constexpr u32 LAST = 4, END = 0xffffffffu;
 
+// `steps` [n_panels, panel_steps, 1 + 128 / LINE] and `lines` [n_panels, 128 / LINE] are those of panels.rs. `counters`, zero
+// before and after: the next item but for the first of each thread block, and thread blocks that are done. Rows are read
+// `ahead` items ahead, a multiple of n_panels; 0 for not at all.
 template <u32 LINE, bool AS_STORED, u32 ROWS, u32 ROOMS>
 __device__ __forceinline__ void multiply(
     const TensorMap& in_map, const TensorMap& values_map, const TensorMap& out_map, const u32* __restrict__ steps,
@@ -200,8 +203,8 @@ __device__ __forceinline__ void multiply(
             for (u32 c = 0; c < 4; ++c) sums[j][c] = 0.0f;
         for (;;) {
             if (word >> group & 1) {
-                const u32 in = base + room * ROOM_BYTES;
-                const u64 a = by_lines<LINE>(in + IN_BYTES + group * HALF_BYTES, TILE_BYTES), b = by_lines<LINE>(in);
+                const u32 tiles = base + room * ROOM_BYTES;
+                const u64 a = by_lines<LINE>(tiles + IN_BYTES + group * HALF_BYTES, TILE_BYTES), b = by_lines<LINE>(tiles);
                 group_arrive();
 #pragma unroll
                 for (u32 k = 0; k < LINE / 16; ++k)

@@ -61,14 +61,15 @@ fn plan(problem: &Problem<'_>) -> Option<MonarchPlan> {
 
 #[derive(Debug)]
 struct FusedMonarch {
-    /// And the rows from which on it is taken. None on a GPU that is no Hopper.
+    /// And the rows from which on it is taken: all, where it was asked for. None on a GPU that is no Hopper.
     plan: Option<(MonarchPlan, usize)>,
     otherwise: Box<dyn Product>,
 }
 
 impl FusedMonarch {
     fn new(problem: &Problem<'_>, device: &Device) -> Result<Self, EngineError> {
-        let plan = plan(problem).filter(|plan| plan.runs_on(device)).zip(least_rows(problem));
+        let rows = if problem.forced == Some(KERNEL.name) { Some(0) } else { least_rows(problem) };
+        let plan = plan(problem).filter(|plan| plan.runs_on(device)).zip(rows);
         let otherwise = if (composed::KERNEL.pays)(problem) { &composed::KERNEL } else { &chain::KERNEL };
         Ok(Self { plan, otherwise: (otherwise.prepare)(problem, device)? })
     }
