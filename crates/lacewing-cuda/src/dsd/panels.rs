@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// Columns of the output of a panel.
 pub(super) const PANEL: usize = 128;
 
-/// Steps of a panel are a multiple of it.
+/// Steps of a panel are a multiple of it: a warp reads so many at once.
 const STEPS: usize = 32;
 /// Where there is none.
 const NONE: u32 = u32::MAX;
@@ -57,7 +57,7 @@ impl Panels {
         }
         let sums: Vec<Vec<u32>> = tiles_of.iter().map(|tiles| tiles.keys().copied().collect()).collect();
         let per_panel = PANEL / line;
-        let mut groups: Vec<(Vec<usize>, Vec<u32>)> =
+        let mut groups: Vec<Group> =
             sums.into_iter().enumerate().map(|(of, sums)| (vec![of], sums)).collect();
         for _ in 0..per_panel.ilog2() {
             groups = pairs(groups);
