@@ -4,9 +4,10 @@
 //! Arguments choose the cases whose names contain one of them. Products are checked in `tests/gpu.rs`.
 
 use half::bf16;
+use lacewing_core::chains::MonarchFactors;
 use lacewing_cuda::dsd::{self, BlockPattern, KERNELS, Problem, Product};
 use lacewing_cuda::matmul::{self, Matmul};
-use lacewing_cuda::monarch::{Factors, Operands, Plan};
+use lacewing_cuda::monarch::{Operands, Plan};
 use lacewing_cuda::{CudaError, Device, Region, Type};
 use lacewing_testkit::uniform;
 
@@ -127,9 +128,9 @@ impl Bench {
     fn monarch(&self, (n_in, n_out): (usize, usize), rows: usize, blocks: usize) -> Result<(), CudaError> {
         let name = format!("monarch {blocks} {n_in}->{n_out} {rows}");
         let (p, s) = (n_in / blocks, n_out / blocks);
-        let factors = Factors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) };
+        let factors = MonarchFactors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) };
         let Some(plan) = Plan::new(factors).filter(|_| self.wants(&name)) else { return Ok(()) };
-        let Factors { k, q, p, l, s, r } = factors;
+        let MonarchFactors { k, q, p, l, s, r } = factors;
         let (x, y) = (self.drawn(rows * n_in)?, self.drawn(rows * n_out)?);
         let (first, second, weight) =
             (self.drawn(k * q * p)?, self.drawn(l * s * r)?, self.drawn(n_in * n_out)?);

@@ -1,9 +1,10 @@
 //! What only a GPU can show. Runs when `LACEWING_TEST_CUDA=1`, and then fails, not skips, if anything is wrong.
 
 use half::{bf16, f16};
+use lacewing_core::chains::MonarchFactors;
 use lacewing_cuda::dsd::{self, BlockPattern, Problem, Product};
 use lacewing_cuda::matmul::{self, Epilogue, Matmul};
-use lacewing_cuda::monarch::{self, Factors, Operands, Plan};
+use lacewing_cuda::monarch::{self, Operands, Plan};
 use lacewing_cuda::{CudaError, Device, Region, Source, Type};
 use lacewing_testkit::{
     Oracle, UNIT_BF16, UNIT_F16, UNIT_F32, assert_within, gamma_of, linear, matmul as matmul_oracle, uniform,
@@ -520,12 +521,12 @@ fn a_persistent_product_has_the_same_bits_every_time() {
 
 /// The map in f64 and how far it may be missed: sums in f32 by tensor cores, what lies between and the result rounded.
 fn monarch_oracle(
-    factors: Factors,
+    factors: MonarchFactors,
     x: &[f64],
     [first, second]: [&[f64]; 2],
     bias: Option<&[f64]>,
 ) -> (Vec<f64>, Vec<f64>) {
-    let Factors { k, q, p, l, s, r } = factors;
+    let MonarchFactors { k, q, p, l, s, r } = factors;
     let (sum, unit) = (2.0 * UNIT_F32, UNIT_BF16);
     let (mut values, mut bounds) = (Vec::new(), Vec::new());
     for x in x.chunks(k * p) {
@@ -564,9 +565,9 @@ fn a_fused_monarch_map_agrees_with_f64_at_tile_edges_and_has_the_same_bits_every
     let of = Type::Bf16;
     let equal = |n_in: usize, n_out: usize, blocks: usize| {
         let (p, s) = (n_in / blocks, n_out / blocks);
-        Factors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) }
+        MonarchFactors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) }
     };
-    let uneven = Factors { k: 4, q: 64, p: 96, l: 8, s: 64, r: 32 };
+    let uneven = MonarchFactors { k: 4, q: 64, p: 96, l: 8, s: 64, r: 32 };
     for (factors, rows) in [
         (equal(1024, 1024, 32), 1),
         (equal(1024, 1024, 32), 257),
@@ -579,7 +580,7 @@ fn a_fused_monarch_map_agrees_with_f64_at_tile_edges_and_has_the_same_bits_every
         (equal(512, 512, 8), 40_000),
         (uneven, 1000),
     ] {
-        let Factors { k, q, p, l, s, r } = factors;
+        let MonarchFactors { k, q, p, l, s, r } = factors;
         let plan = Plan::new(factors).expect("sizes that the kernel takes");
         let x = values(of, 1, rows * k * p);
         let [first, second, bias] =
@@ -618,7 +619,7 @@ fn a_fused_monarch_map_agrees_with_f64_at_tile_edges_and_has_the_same_bits_every
 #[test]
 fn operands_that_do_not_fit_a_monarch_map_are_refused_by_name() {
     let Some(device) = device() else { return };
-    let factors = Factors { k: 8, q: 64, p: 64, l: 8, s: 64, r: 64 };
+    let factors = MonarchFactors { k: 8, q: 64, p: 64, l: 8, s: 64, r: 64 };
     let plan = Plan::new(factors).expect("sizes that the kernel takes");
     let region = |len: usize| device.region(2 * len).expect("memory");
     let (x, factor, y) = (region(32 * 512), region(8 * 64 * 64), region(31 * 512));

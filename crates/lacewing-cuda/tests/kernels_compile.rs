@@ -1,6 +1,7 @@
 //! Every kernel of this crate compiles, on a machine that may have no GPU.
 
-use lacewing_cuda::monarch::{self, Factors, Plan};
+use lacewing_core::chains::MonarchFactors;
+use lacewing_cuda::monarch::{self, Plan};
 use lacewing_cuda::{CudaError, Source, compile, compile_all_test, compile_all_with_test, dsd};
 
 #[test]
@@ -15,7 +16,7 @@ fn the_monarch_kernel_compiles_for_every_kind_of_size() {
             .into_iter()
             .map(|(n_in, n_out, blocks): (usize, usize, usize)| {
                 let (p, s) = (n_in / blocks, n_out / blocks);
-                let factors = Factors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) };
+                let factors = MonarchFactors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) };
                 Plan::new(factors).expect("sizes that the kernel takes")
             })
             .collect();

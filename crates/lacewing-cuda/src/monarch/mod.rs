@@ -6,6 +6,7 @@
 
 use crate::source::hopper;
 use crate::{Constant, CudaError, Device, Region, Source, TensorMap, Type};
+use lacewing_core::chains::MonarchFactors;
 
 /// The source of the kernel, which [`Plan::constants`] go with.
 pub static SOURCE: Source = hopper!("monarch_fused", "fused.cu");
@@ -28,27 +29,10 @@ const MOST_ROOMS: usize = 16;
 /// Results of a second item: rows times outputs times lambdas.
 const SECOND_RESULTS: usize = 64 * 1024;
 
-/// Sizes of the factors: `first [k, q, p]` and `second [l, s, r]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Factors {
-    /// Blocks of the first factor.
-    pub k: usize,
-    /// Outputs of a block of the first factor.
-    pub q: usize,
-    /// Inputs of a block of the first factor.
-    pub p: usize,
-    /// Blocks of the second factor.
-    pub l: usize,
-    /// Outputs of a block of the second factor.
-    pub s: usize,
-    /// Inputs of a block of the second factor.
-    pub r: usize,
-}
-
 /// How the kernel cuts a map into tiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    factors: Factors,
+    factors: MonarchFactors,
     constants: Vec<Constant>,
     /// Columns of a line of a tile of x and the first factor, and of the second.
     lines: (usize, usize),
@@ -86,8 +70,8 @@ impl Plan {
     /// The plan for these factors; none where the kernel does not take them. It takes `l` of 8, 16 or 32, blocks whose
     /// sides are multiples of 32, and `u` cut into whole items.
     #[must_use]
-    pub fn new(factors: Factors) -> Option<Self> {
-        let Factors { k, q, p, l, s, r } = factors;
+    pub fn new(factors: MonarchFactors) -> Option<Self> {
+        let MonarchFactors { k, q, p, l, s, r } = factors;
         let sides = [p, q, r, s].iter().all(|&side| side > 0 && side.is_multiple_of(32));
         let counts = [k, q, p, l, s, r].iter().all(|&n| n <= 1 << 20);
         if !sides || !counts || k == 0 || ![8, 16, 32].contains(&l) || k * q != l * r {
@@ -147,6 +131,12 @@ impl Plan {
         })
     }
 
+    /// The sizes it is for.
+    #[must_use]
+    pub fn factors(&self) -> MonarchFactors {
+        self.factors
+    }
+
     /// What [`SOURCE`] is compiled with.
     #[must_use]
     pub fn constants(&self) -> &[Constant] {
@@ -160,7 +150,7 @@ impl Plan {
     /// [`CudaError::NoKernel`] on a device that is not [`supported`], [`CudaError::OperandBytes`], [`CudaError::WrongDevice`]
     /// or [`CudaError::Dimension`] before anything is queued, or what the driver answers.
     pub fn run(&self, device: &Device, rows: usize, operands: &Operands<'_>) -> Result<(), CudaError> {
-        let Factors { k, q, p, l, s, r } = self.factors;
+        let MonarchFactors { k, q, p, l, s, r } = self.factors;
         if !supported(device) {
             return Err(CudaError::NoKernel {
                 product: CALL,
@@ -237,9 +227,9 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn equal(n_in: usize, n_out: usize, blocks: usize) -> Factors {
+    fn equal(n_in: usize, n_out: usize, blocks: usize) -> MonarchFactors {
         let (p, s) = (n_in / blocks, n_out / blocks);
-        Factors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) }
+        MonarchFactors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) }
     }
 
     #[test]
@@ -258,7 +248,7 @@ mod tests {
                         let (_, value) = plan.constants.iter().find(|(known, _)| *known == name).unwrap();
                         *value as usize
                     };
-                    let Factors { k, q, l, s, r, .. } = factors;
+                    let MonarchFactors { k, q, l, s, r, .. } = factors;
                     let group = constant("GROUP_BLOCKS") * constant("N1");
                     assert_eq!(plan.items.0 * 2 * group, k * q, "{factors:?}");
                     let (low, lambdas) = (constant("HALVES") * 64, if l == 8 { 8 } else { 16 });
@@ -277,8 +267,8 @@ mod tests {
         for (n_in, n_out, blocks) in [(4096, 4096, 4), (4096, 4096, 64), (192, 768, 8), (1000, 1000, 8)] {
             assert_eq!(Plan::new(equal(n_in, n_out, blocks)), None, "{n_in} {n_out} {blocks}");
         }
-        let Factors { k, .. } = equal(4096, 4096, 32);
-        assert_eq!(Plan::new(Factors { k: k + 1, ..equal(4096, 4096, 32) }), None);
+        let MonarchFactors { k, .. } = equal(4096, 4096, 32);
+        assert_eq!(Plan::new(MonarchFactors { k: k + 1, ..equal(4096, 4096, 32) }), None);
     }
 
     /// An item waits for items drawn before it only, or thread blocks would wait for each other for ever.

@@ -6,20 +6,16 @@ use super::activation::{Activation, bias_activation};
 use super::linear::{check_bias, with_cols};
 use crate::{Cx, DType, Device, EngineError, Result, Var};
 use lacewing_core::chains::MonarchFactors;
-use lacewing_cuda::monarch::{Factors, Operands, Plan, supported};
+use lacewing_cuda::monarch::{Operands, Plan, supported};
 
 /// How a GPU cuts a Monarch map into tiles.
 #[derive(Debug)]
-pub struct MonarchPlan {
-    factors: MonarchFactors,
-    plan: Plan,
-}
+pub struct MonarchPlan(Plan);
 
 impl MonarchPlan {
     /// The plan for these factors; none for sizes that the kernel does not take ([`Plan::new`]).
     pub fn new(factors: MonarchFactors) -> Option<Self> {
-        let MonarchFactors { k, q, p, l, s, r } = factors;
-        Some(Self { factors, plan: Plan::new(Factors { k, q, p, l, s, r })? })
+        Plan::new(factors).map(Self)
     }
 
     /// Whether the device has what the kernel is written for.
@@ -49,7 +45,7 @@ pub fn monarch(
     bias: Option<&Var>,
     act: Activation,
 ) -> Result<Var> {
-    let MonarchFactors { k, q, p, l, s, r } = plan.factors;
+    let MonarchFactors { k, q, p, l, s, r } = plan.0.factors();
     let inputs: Vec<&Var> = [x, first, second].into_iter().chain(bias).collect();
     if cx.records(&inputs) {
         let (expected, got) = ("one that records nothing".into(), "one that records".into());
@@ -82,7 +78,7 @@ pub fn monarch(
         bias: bias.as_ref(),
         y: &y.region(),
     };
-    plan.plan.run(gpu, x.value().rows(), &operands)?;
+    plan.0.run(gpu, x.value().rows(), &operands)?;
     bias_activation(cx, cx.constant(y), None, act)
 }
 
