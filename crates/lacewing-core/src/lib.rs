@@ -18,6 +18,7 @@
 //! that folder's table. [`project()`] finds the parameters that bring a structure nearest to a dense matrix.
 #![forbid(unsafe_code)]
 
+mod activation;
 pub mod auto_chain;
 mod butterfly;
 mod canvas;
@@ -42,6 +43,7 @@ mod spectrum;
 mod structure;
 pub mod sums;
 
+pub use activation::Activation;
 pub use config::{Key, Options};
 pub use dense::Dense;
 pub use error::StructureError;

@@ -1,7 +1,7 @@
 //! Where a product goes and what is done with it when it is whole: a bias is added and an activation applied to each tile
 //! while it is in cache, where a pass of their own would read and write all of it again.
 
-use crate::activation::Activation;
+use crate::activation::{Activation, Curve};
 use crate::map::sweep;
 use crate::parallel::{elements_per_task, rows_per_task};
 use crate::simd::{Isa, Level, MatMut, Vectorize};

@@ -5,9 +5,11 @@
 //! it, so no test needs a literal epsilon.
 #![forbid(unsafe_code)]
 
+mod curves;
 mod gradient;
 mod oracle;
 
+pub use curves::{erf, gelu_tanh, normal_cdf};
 pub use gradient::{Slope, assert_gradient, slope, slopes};
 pub use oracle::{Oracle, linear, matmul};
 

@@ -2,6 +2,7 @@
 
 use super::Activation;
 use crate::Tensor;
+use lacewing_cpu::activation::Curve;
 use lacewing_cpu::finish::Target;
 use lacewing_cpu::map::{Map, map, sweep};
 use lacewing_cpu::parallel::{add_partials, partial_rows};

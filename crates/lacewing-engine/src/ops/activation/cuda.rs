@@ -40,13 +40,7 @@ const BLOCK_ROWS: usize = 32;
 const SUM_BLOCKS: usize = 792;
 
 fn of_kind(entries: [Entry; 4], act: Activation, dtype: DType) -> &'static str {
-    let kind = match act {
-        Activation::Identity => 0,
-        Activation::Relu => 1,
-        Activation::Gelu => 2,
-        Activation::GeluTanh => 3,
-    };
-    of(entries[kind], dtype)
+    of(entries[act as usize], dtype)
 }
 
 /// `pre += bias`, then `y = f(pre)` if there is a `y`.
