@@ -4,11 +4,12 @@
 //! Arguments choose the cases whose names contain one of them. Products are checked in `tests/gpu.rs`.
 
 use half::bf16;
+use lacewing_core::Activation;
 use lacewing_core::chains::MonarchFactors;
 use lacewing_cuda::dsd::{self, BlockPattern, KERNELS, Problem, Product};
-use lacewing_cuda::matmul::{self, Matmul};
+use lacewing_cuda::matmul::{self, Epilogue, Matmul};
 use lacewing_cuda::monarch::{Operands, Plan};
-use lacewing_cuda::{CudaError, Device, Region, Type};
+use lacewing_cuda::{CudaError, Device, Finish, Region, Type};
 use lacewing_testkit::uniform;
 
 const PASSES: usize = 15;
@@ -24,6 +25,8 @@ struct Bench {
 }
 
 type Work<'a> = dyn Fn() -> Result<(), CudaError> + 'a;
+/// Queues layer 0 or 1: input, output, end.
+type Layer<'a> = dyn Fn(usize, &Region, &Region, Finish<'_>) -> Result<(), CudaError> + 'a;
 
 impl Bench {
     fn drawn(&self, len: usize) -> Result<Region, CudaError> {
@@ -61,6 +64,24 @@ impl Bench {
             .collect())
     }
 
+    /// A random choice of exactly so many blocks.
+    fn pattern(
+        &self,
+        (n_in, n_out): (usize, usize),
+        block: usize,
+        density: f64,
+    ) -> Result<BlockPattern, CudaError> {
+        let (down, across) = (n_out / block, n_in / block);
+        let draws = uniform(7, down * across);
+        let mut order: Vec<usize> = (0..down * across).collect();
+        order.sort_by(|a, b| draws[*a].total_cmp(&draws[*b]));
+        order.truncate(((down * across) as f64 * density).round() as usize);
+        order.sort_unstable();
+        let positions: Vec<(u32, u32)> =
+            order.iter().map(|at| ((at / across) as u32, (at % across) as u32)).collect();
+        BlockPattern::new(&self.device, (n_out, n_in), (block, block), &positions)
+    }
+
     /// Forward, input gradient, weight gradient and all of them, by the best two kernels.
     fn blocks(
         &self,
@@ -74,16 +95,7 @@ impl Bench {
             return Ok(());
         }
         let device = &self.device;
-        // A random choice of exactly so many blocks.
-        let (down, across) = (n_out / block, n_in / block);
-        let draws = uniform(7, down * across);
-        let mut order: Vec<usize> = (0..down * across).collect();
-        order.sort_by(|a, b| draws[*a].total_cmp(&draws[*b]));
-        order.truncate(((down * across) as f64 * density).round() as usize);
-        order.sort_unstable();
-        let positions: Vec<(u32, u32)> =
-            order.iter().map(|at| ((at / across) as u32, (at % across) as u32)).collect();
-        let pattern = BlockPattern::new(device, (n_out, n_in), (block, block), &positions)?;
+        let pattern = self.pattern((n_in, n_out), block, density)?;
         let problem = Problem { pattern: &pattern, rows, of: Type::Bf16 };
         let [x, d_y, y, d_x] = [n_in, n_out, n_out, n_in].map(|n| self.drawn(rows * n));
         let (x, d_y, y, d_x) = (x?, d_y?, y?, d_x?);
@@ -92,7 +104,7 @@ impl Bench {
         let d_values = device.region(pattern.n_values() * 4)?;
         let d_weight = device.region(n_in * n_out * 4)?;
         let products = [
-            Product::Forward { x: &x, values: &values, y: &y },
+            Product::Forward { x: &x, values: &values, y: &y, finish: Finish::default() },
             Product::InputGradient { d_y: &d_y, values: &values, d_x: &d_x },
             Product::WeightGradient { d_y: &d_y, x: &x, d_values: &d_values },
         ];
@@ -127,21 +139,93 @@ impl Bench {
 
     fn monarch(&self, (n_in, n_out): (usize, usize), rows: usize, blocks: usize) -> Result<(), CudaError> {
         let name = format!("monarch {blocks} {n_in}->{n_out} {rows}");
-        let (p, s) = (n_in / blocks, n_out / blocks);
-        let factors = MonarchFactors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) };
+        let factors = factors(n_in, n_out, blocks);
         let Some(plan) = Plan::new(factors).filter(|_| self.wants(&name)) else { return Ok(()) };
         let MonarchFactors { k, q, p, l, s, r } = factors;
         let (x, y) = (self.drawn(rows * n_in)?, self.drawn(rows * n_out)?);
         let (first, second, weight) =
             (self.drawn(k * q * p)?, self.drawn(l * s * r)?, self.drawn(n_in * n_out)?);
         let forward = Matmul::new(rows, n_out, n_in, 1, false, true, Type::Bf16);
-        let operands = Operands { x: &x, first: &first, second: &second, bias: None, y: &y };
+        let operands = Operands { x: &x, first: &first, second: &second, y: &y, finish: Finish::default() };
         let ms = self.time(&[&|| matmul::run(&self.device, &forward, &x, &weight, &y, None), &|| {
             plan.run(&self.device, rows, &operands)
         }])?;
         println!("{name},fused,{:.1},{:.2},,,,,,", ms[1] * 1e3, ms[0] / ms[1]);
         Ok(())
     }
+}
+
+impl Bench {
+    /// `dim -> hidden`, GELU, `-> dim` over the dense pair, whose GELU is at the end of cuBLASLt's product: `layer` queues
+    /// one of the two layers by blocks or factors, `y = f(x W' + b)`.
+    fn mlp(
+        &self,
+        name: &str,
+        (dim, hidden): (usize, usize),
+        rows: usize,
+        layer: &Layer<'_>,
+    ) -> Result<(), CudaError> {
+        let (x, inner, y) = (self.drawn(rows * dim)?, self.drawn(rows * hidden)?, self.drawn(rows * dim)?);
+        let (first, second) = (self.drawn(hidden * dim)?, self.drawn(dim * hidden)?);
+        let (bias, last) = (self.drawn(hidden)?, self.drawn(dim)?);
+        let up = Matmul {
+            epilogue: Epilogue::BiasGeluTanh,
+            ..Matmul::new(rows, hidden, dim, 1, false, true, Type::Bf16)
+        };
+        let down =
+            Matmul { epilogue: Epilogue::Bias, ..Matmul::new(rows, dim, hidden, 1, false, true, Type::Bf16) };
+        let dense = || {
+            matmul::run(&self.device, &up, &x, &first, &inner, Some(&bias))?;
+            matmul::run(&self.device, &down, &inner, &second, &y, Some(&last))
+        };
+        let sparse = || {
+            layer(0, &x, &inner, Finish { bias: Some(&bias), activation: Activation::Gelu })?;
+            layer(1, &inner, &y, Finish { bias: Some(&last), activation: Activation::Identity })
+        };
+        let ms = self.time(&[&dense, &sparse])?;
+        println!("{name},pair,{:.1},{:.2},,,,,,", ms[1] * 1e3, ms[0] / ms[1]);
+        Ok(())
+    }
+
+    fn block_mlp(&self, sizes: (usize, usize), rows: usize, density: f64) -> Result<(), CudaError> {
+        let (dim, hidden) = sizes;
+        let name = format!("mlp of block 64 {:.0} % {dim}->{hidden}->{dim} {rows}", density * 100.0);
+        if !self.wants(&name) {
+            return Ok(());
+        }
+        let patterns = [self.pattern((dim, hidden), 64, density)?, self.pattern((hidden, dim), 64, density)?];
+        let values = self.drawn(patterns[0].n_values())?;
+        self.mlp(&name, sizes, rows, &|at, x, y, finish| {
+            let problem = Problem { pattern: &patterns[at], rows, of: Type::Bf16 };
+            let ran = dsd::run(&self.device, &problem, &Product::Forward { x, values: &values, y, finish })?;
+            assert!(ran.finished, "a kernel that finishes: {ran:?}");
+            Ok(())
+        })
+    }
+
+    fn monarch_mlp(&self, sizes: (usize, usize), rows: usize, blocks: usize) -> Result<(), CudaError> {
+        let (dim, hidden) = sizes;
+        let name = format!("mlp of monarch {blocks} {dim}->{hidden}->{dim} {rows}");
+        let plans =
+            [(dim, hidden), (hidden, dim)].map(|(n_in, n_out)| Plan::new(factors(n_in, n_out, blocks)));
+        let [Some(up), Some(down)] = plans else { return Ok(()) };
+        if !self.wants(&name) {
+            return Ok(());
+        }
+        let weights = self.drawn(dim * hidden)?;
+        self.mlp(&name, sizes, rows, &|at, x, y, finish| {
+            let plan = [&up, &down][at];
+            let MonarchFactors { k, q, p, l, s, r } = plan.factors();
+            let (first, second) = (weights.slice(0, 2 * k * q * p), weights.slice(0, 2 * l * s * r));
+            plan.run(&self.device, rows, &Operands { x, first: &first, second: &second, y, finish })
+        })
+    }
+}
+
+/// As many blocks in both factors.
+fn factors(n_in: usize, n_out: usize, blocks: usize) -> MonarchFactors {
+    let (p, s) = (n_in / blocks, n_out / blocks);
+    MonarchFactors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) }
 }
 
 fn main() -> Result<(), CudaError> {
@@ -183,5 +267,9 @@ fn main() -> Result<(), CudaError> {
     for (shape, blocks) in [((1024, 1024), 32), ((768, 3072), 8), ((3072, 768), 8)] {
         bench.monarch(shape, 32768, blocks)?;
     }
+    for density in [0.25, 0.1] {
+        bench.block_mlp((768, 3072), 32768, density)?;
+    }
+    bench.monarch_mlp((768, 3072), 32768, 8)?;
     Ok(())
 }

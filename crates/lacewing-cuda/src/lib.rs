@@ -9,6 +9,7 @@
 //! | [`Buffer`], [`Region`] | device memory, and the part of it that a tensor holds |
 //! | [`Source`], [`Function`] | a `.cu` file compiled by NVRTC on first use, and one entry of it |
 //! | [`matmul`] | dense products by cuBLASLt, the algorithm timed once and kept |
+//! | [`Finish`] | bias and activation at the end of a product |
 //! | [`dsd`] | dense = sparse x dense: the table of block-sparse kernels |
 //! | [`monarch`] | both factors of a Monarch map in one launch, on Hopper |
 //!
@@ -28,12 +29,14 @@ pub mod cache;
 pub mod device;
 pub mod dsd;
 mod error;
+mod finish;
 pub mod matmul;
 pub mod monarch;
 mod source;
 
 pub use device::{Arg, Buffer, Device, Function, Graph, Properties, Region, TensorMap};
 pub use error::CudaError;
+pub use finish::Finish;
 pub use source::{Constant, PRELUDE, Source, compile, compile_all_test, compile_all_with_test, compile_with};
 
 /// Type of the numbers in a matrix on the device.

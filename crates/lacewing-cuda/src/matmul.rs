@@ -29,6 +29,8 @@ pub enum Epilogue {
     None,
     /// `D[i, j] += bias[j]`, `bias [n]` of `d_type`.
     Bias,
+    /// The same, then GELU by tanh.
+    BiasGeluTanh,
     /// Also writes `bias[i] = sum_k op(A)[i, k]`, `bias [m]` of `d_type`: the gradient of a bias beside that of its
     /// weight. It is overwritten, even where `D` is accumulated. cuBLASLt has it for 16-bit inputs, not for f32
     /// ones: expect [`CudaError::NoAlgorithm`].
@@ -42,6 +44,7 @@ impl Epilogue {
         match self {
             Epilogue::None => "none",
             Epilogue::Bias => "bias",
+            Epilogue::BiasGeluTanh => "bias and GELU by tanh",
             Epilogue::SumA => "sum of A",
             Epilogue::SumB => "sum of B",
         }
@@ -141,7 +144,7 @@ impl Matmul {
     fn bias_len(&self) -> Option<usize> {
         match self.epilogue {
             Epilogue::None => None,
-            Epilogue::Bias | Epilogue::SumB => Some(self.n),
+            Epilogue::Bias | Epilogue::BiasGeluTanh | Epilogue::SumB => Some(self.n),
             Epilogue::SumA => Some(self.m),
         }
     }
@@ -268,6 +271,7 @@ impl Key {
             fused: match p.epilogue {
                 Epilogue::None => Fused::Nothing,
                 Epilogue::Bias => Fused::Bias,
+                Epilogue::BiasGeluTanh => Fused::BiasGeluTanh,
                 Epilogue::SumA => Fused::SumSecond,
                 Epilogue::SumB => Fused::SumFirst,
             },

@@ -84,6 +84,8 @@ pub(crate) enum Fused {
     Nothing,
     /// Adds a vector to every column.
     Bias,
+    /// The same, then GELU by tanh.
+    BiasGeluTanh,
     /// Also writes the sums of op(first) along k, one a row.
     SumFirst,
     /// Also writes the sums of op(second) along k, one a column.
@@ -259,6 +261,7 @@ impl Described {
         let epilogue = match product.fused {
             Fused::Nothing => None,
             Fused::Bias => Some(Epilogue::CUBLASLT_EPILOGUE_BIAS),
+            Fused::BiasGeluTanh => Some(Epilogue::CUBLASLT_EPILOGUE_GELU_BIAS),
             Fused::SumFirst => Some(Epilogue::CUBLASLT_EPILOGUE_BGRADA),
             Fused::SumSecond => Some(Epilogue::CUBLASLT_EPILOGUE_BGRADB),
         };

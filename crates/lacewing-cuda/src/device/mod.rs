@@ -272,7 +272,8 @@ impl Device {
         self.memory.reset_peak();
     }
 
-    /// Starts a graph: work queued from here to [`Device::end_capture`] is recorded and does not run.
+    /// Starts a graph: work queued from here to [`Device::end_capture`] is recorded and does not run. Do the same work once
+    /// beforehand: libraries load kernels at their first call, which cuBLASLt may fail to do in a capture.
     ///
     /// # Errors
     ///

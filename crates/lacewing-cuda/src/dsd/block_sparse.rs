@@ -8,6 +8,7 @@ pub(super) static SOURCE: Source = Source { name: "block_sparse", code: include_
 pub(super) const KERNEL: Kernel = Kernel {
     name: "block_sparse",
     about: "bf16 on tensor cores (mma.m16n8k16), blocks of multiples of 16, f32 sums",
+    finishes: false,
     accepts,
     run,
 };
@@ -42,7 +43,7 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
     let n_row_tiles = problem.rows.div_ceil(TILE_ROWS);
     let ((m_place, m_tile), (n_place, n_tile)) = (tile(block_rows, TILES), tile(block_cols, TILES));
     match *product {
-        Product::Forward { x, values, y } => {
+        Product::Forward { x, values, y, .. } => {
             let name = ["forward_64", "forward_32", "forward_16"][m_place];
             let shared = 2 * (TILE_ROWS + m_tile) * (n_tile + PAD) * size;
             let function = device.function(&SOURCE, name)?;

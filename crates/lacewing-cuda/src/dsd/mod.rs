@@ -15,7 +15,7 @@ mod warpgroup;
 
 pub use pattern::BlockPattern;
 
-use crate::{CudaError, Device, Region, Source, Type};
+use crate::{CudaError, Device, Finish, Region, Source, Type};
 
 /// What a kernel is chosen by.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +31,7 @@ pub struct Problem<'a> {
 /// Which product, with its operands: row-major, dense between rows, of the problem's type unless said otherwise.
 #[derive(Debug, Clone, Copy)]
 pub enum Product<'a> {
-    /// `y = x W'`.
+    /// `y = f(x W' + b)` by kernels that finish, else `y = x W'`: [`Ran::finished`] tells.
     Forward {
         /// `[rows, n_in]`.
         x: &'a Region,
@@ -39,6 +39,8 @@ pub enum Product<'a> {
         values: &'a Region,
         /// `[rows, n_out]`, overwritten.
         y: &'a Region,
+        /// `f` and `b`.
+        finish: Finish<'a>,
     },
     /// `d_x = d_y W`.
     InputGradient {
@@ -67,6 +69,8 @@ pub struct Kernel {
     pub name: &'static str,
     /// What it is, in a line.
     pub about: &'static str,
+    /// Whether it ends a forward product with bias and activation.
+    finishes: bool,
     /// Whether it takes the problem on this device; `aligned` if every operand starts at a multiple of 16 bytes.
     accepts: fn(device: &Device, problem: &Problem<'_>, aligned: bool) -> bool,
     run: fn(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<(), CudaError>,
@@ -81,12 +85,22 @@ pub static SOURCES: &[&Source] =
 
 const CALL: &str = "block-sparse product";
 
-/// Queues the product with the first kernel that accepts it; returns that kernel's name.
+/// What became of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct Ran {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// Whether bias and activation were applied.
+    pub finished: bool,
+}
+
+/// Queues the product with the first kernel that accepts it.
 ///
 /// # Errors
 ///
 /// [`CudaError::OperandBytes`] or [`CudaError::WrongDevice`] before anything is queued, or what the driver answers.
-pub fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<&'static str, CudaError> {
+pub fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<Ran, CudaError> {
     run_among(device, problem, product, |_| true)
 }
 
@@ -100,7 +114,7 @@ pub fn run_with(
     problem: &Problem<'_>,
     product: &Product<'_>,
     name: &str,
-) -> Result<&'static str, CudaError> {
+) -> Result<Ran, CudaError> {
     run_among(device, problem, product, |kernel| kernel.name == name)
 }
 
@@ -109,7 +123,7 @@ fn run_among(
     problem: &Problem<'_>,
     product: &Product<'_>,
     admits: impl Fn(&Kernel) -> bool,
-) -> Result<&'static str, CudaError> {
+) -> Result<Ran, CudaError> {
     let aligned = problem.check(device, product)?;
     let takes = |kernel: &&Kernel| admits(kernel) && (kernel.accepts)(device, problem, aligned);
     let Some(kernel) = KERNELS.iter().find(takes) else {
@@ -121,7 +135,8 @@ fn run_among(
             kernels: names.join(", "),
         });
     };
-    (kernel.run)(device, problem, product).map(|()| kernel.name)
+    (kernel.run)(device, problem, product)?;
+    Ok(Ran { kernel: kernel.name, finished: kernel.finishes })
 }
 
 impl Problem<'_> {
@@ -132,7 +147,10 @@ impl Problem<'_> {
         let (x_bytes, y_bytes) = (self.rows * pattern.n_in * size, self.rows * pattern.n_out * size);
         let n_values = pattern.n_values();
         let operands = match *product {
-            Product::Forward { x, values, y } => {
+            Product::Forward { x, values, y, finish } => {
+                if let Some(bias) = finish.bias {
+                    device.holds(CALL, "bias", bias, pattern.n_out * size)?;
+                }
                 [("x", x, x_bytes), ("values", values, n_values * size), ("y", y, y_bytes)]
             }
             Product::InputGradient { d_y, values, d_x } => {

@@ -15,6 +15,8 @@
 // Thread blocks draw items one after the other. Warps of their own fetch by the copy engine, some steps ahead and into the
 // next item; results leave by the copy engine while the next item's products run. Rows of `in` that items to come need
 // enter the L2 cache as whole runs beforehand: tiles, 128 bytes of each of 256 rows, are slow to read from memory.
+//
+// Forward, the sums get their bias and activation on the way out: out = f(sums + bias).
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -37,7 +39,7 @@ template <u32 LINE, bool AS_STORED, u32 ROWS, u32 ROOMS>
 __device__ __forceinline__ void multiply(
     const TensorMap& in_map, const TensorMap& values_map, const TensorMap& out_map, const u32* __restrict__ steps,
     const u32* __restrict__ lines, u32* counters, u32 n_panels, u32 n_items, u32 panel_steps,
-    const bf16* in, u32 rows, u32 n_sum, u32 ahead)
+    const bf16* in, u32 rows, u32 n_sum, u32 ahead, const bf16* __restrict__ bias, u32 activation)
 {
     constexpr u32 TILES = PANEL / LINE;          // of a step
     constexpr u32 OWN_TILES = TILES / 2;         // of a warpgroup
@@ -191,11 +193,13 @@ __device__ __forceinline__ void multiply(
         asm volatile("barrier.sync %0, 128;" :: "r"(1 + group) : "memory");
     };
 
+    const bool ends = bias || activation != IDENTITY;
     for (u32 word = enter(); word != END; word = enter()) {
         const u32 item = word >> 3;
         u32 own_lines[OWN_TILES];
 #pragma unroll
         for (u32 i = 0; i < OWN_TILES; ++i) own_lines[i] = lines[(item % n_panels * 2 + group) * OWN_TILES + i];
+        float own_bias[2] = {};
         float sums[ROWS / 8][4];
 #pragma unroll
         for (u32 j = 0; j < ROWS / 8; ++j)
@@ -210,46 +214,62 @@ __device__ __forceinline__ void multiply(
                 for (u32 k = 0; k < LINE / 16; ++k)
                     product<ROWS, AS_STORED>(sums, 0, a + k * (AS_STORED ? ACROSS<LINE> : ALONG), b + k * ALONG);
                 group_commit();
-                // The other warpgroup's products fill the gap.
-                group_wait<0>();
             }
+            if (!AS_STORED && word & LAST && bias) {
+                // The warp's 16 columns are rows lane / 4, and 8 more, of the sums.
+                const u32 column = threadIdx.x / 32 % 4 * 16 + lane / 4;
+                const u32 line = column < LINE ? own_lines[0] : own_lines[OWN_TILES - 1];
+                if (line != NONE)
+#pragma unroll
+                    for (u32 i = 0; i < 2; ++i) own_bias[i] = to_f32(bias[line * LINE + column % LINE + i * 8]);
+            }
+            // The other warpgroup's products fill the gap.
+            group_wait<0>();
+            __syncwarp();
             if (lane == 0) barrier_arrive(shared_address(&empty[room]));
             next();
             if (word & LAST) break;
             word = enter();
         }
 
-        // The warp's 16 columns are rows lane / 4, and 8 more, of the sums: transposed on the way, eight columns of a row are
-        // a piece of 16 bytes.
+        // Transposed on the way, eight columns of a row are a piece of 16 bytes.
         constexpr u32 PIECES = LINE / 8;         // of a line
         const u32 piece = threadIdx.x / 32 % 4 * 2 + lane / 8 % 2;
+        const auto leave = [&](const auto& end) {
 #pragma unroll
-        for (u32 slice = 0; slice < ROWS / SLICE; ++slice) {
-            // The slice before the last has left.
-            if (leads) stores_read<1>();
-            together();
-            const u32 to_slice = own_out + slice % 2 * SLICE_BYTES;
-            const u32 line = to_slice + piece / PIECES * LINE_BYTES;
+            for (u32 slice = 0; slice < ROWS / SLICE; ++slice) {
+                // The slice before the last has left.
+                if (leads) stores_read<1>();
+                together();
+                const u32 to_slice = own_out + slice % 2 * SLICE_BYTES;
+                const u32 line = to_slice + piece / PIECES * LINE_BYTES;
 #pragma unroll
-            for (u32 at = 0; at < SLICE / 8; at += 2) {
-                const u32 j = slice * (SLICE / 8) + at;
-                const u32 row = (at + lane / 16) * 8 + lane % 8;
-                const u32 to = line + row * LINE * 2 + (piece ^ (LINE == 64 ? row : row / 2)) % PIECES * 16;
-                asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
-                             :: "r"(to), "r"(pack_bf16(sums[j][0], sums[j][1])), "r"(pack_bf16(sums[j][2], sums[j][3])),
-                                "r"(pack_bf16(sums[j + 1][0], sums[j + 1][1])), "r"(pack_bf16(sums[j + 1][2], sums[j + 1][3]))
-                             : "memory");
+                for (u32 at = 0; at < SLICE / 8; at += 2) {
+                    const u32 j = slice * (SLICE / 8) + at;
+                    const u32 row = (at + lane / 16) * 8 + lane % 8;
+                    const u32 to = line + row * LINE * 2 + (piece ^ (LINE == 64 ? row : row / 2)) % PIECES * 16;
+#pragma unroll
+                    for (u32 i = 0; i < 2; ++i)
+#pragma unroll
+                        for (u32 c = 0; c < 4; ++c) sums[j + i][c] = end(sums[j + i][c], own_bias[c / 2]);
+                    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+                                 :: "r"(to), "r"(pack_bf16(sums[j][0], sums[j][1])), "r"(pack_bf16(sums[j][2], sums[j][3])),
+                                    "r"(pack_bf16(sums[j + 1][0], sums[j + 1][1])), "r"(pack_bf16(sums[j + 1][2], sums[j + 1][3]))
+                                 : "memory");
+                }
+                publish();
+                together();
+                if (leads) {
+#pragma unroll
+                    for (u32 i = 0; i < OWN_TILES; ++i)
+                        if (own_lines[i] != NONE)
+                            store_box(&out_map, own_lines[i], item / n_panels * ROWS + slice * SLICE, to_slice + i * LINE_BYTES);
+                    stores_commit();
+                }
             }
-            publish();
-            together();
-            if (leads) {
-#pragma unroll
-                for (u32 i = 0; i < OWN_TILES; ++i)
-                    if (own_lines[i] != NONE)
-                        store_box(&out_map, own_lines[i], item / n_panels * ROWS + slice * SLICE, to_slice + i * LINE_BYTES);
-                stores_commit();
-            }
-        }
+        };
+        if (!AS_STORED && ends) finish(activation, leave);
+        else leave([](float sum, float) { return sum; });
     }
     if (leads) stores_read<0>();
 }
@@ -258,10 +278,11 @@ __device__ __forceinline__ void multiply(
     extern "C" __global__ void __launch_bounds__(384, 1) NAME##_##ROWS##_##LINE(                                      \
         const __grid_constant__ TensorMap in_map, const __grid_constant__ TensorMap values_map,                       \
         const __grid_constant__ TensorMap out_map, const u32* steps, const u32* lines, u32* counters, u32 n_panels,   \
-        u32 n_items, u32 panel_steps, const bf16* in, u32 rows, u32 n_sum, u32 ahead)                                 \
+        u32 n_items, u32 panel_steps, const bf16* in, u32 rows, u32 n_sum, u32 ahead, const bf16* bias,               \
+        u32 activation)                                                                                               \
     {                                                                                                                 \
         multiply<LINE, AS_STORED, ROWS, ROOMS>(in_map, values_map, out_map, steps, lines, counters, n_panels,         \
-                                               n_items, panel_steps, in, rows, n_sum, ahead);                         \
+                                               n_items, panel_steps, in, rows, n_sum, ahead, bias, activation);       \
     }
 MULTIPLY(forward, 64, false, 256, 4)
 MULTIPLY(forward, 64, false, 128, 6)

@@ -3,13 +3,14 @@
 use super::pattern::OnDevice;
 use super::{Kernel, Problem, Product, block_sparse, warpgroup};
 use crate::source::hopper;
-use crate::{CudaError, Device, Region, Source, TensorMap, Type};
+use crate::{CudaError, Device, Finish, Region, Source, TensorMap, Type};
 
 pub(super) static SOURCE: Source = hopper!("persistent", "persistent.cu");
 
 pub(super) const KERNEL: Kernel = Kernel {
     name: "persistent",
     about: "bf16 on Hopper's tensor cores and copy engine, blocks of multiples of 32, f32 sums, for many rows",
+    finishes: true,
     accepts,
     run,
 };
@@ -64,14 +65,14 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
     let pattern = problem.pattern;
     let [forward, transposed] = pattern.panels.as_ref().expect("`accepts` saw them");
     match *product {
-        Product::Forward { x, values, y } => {
-            multiply(device, problem, forward, (x, pattern.n_in), values, (y, pattern.n_out), |tiles| {
-                &tiles.forward
-            })
+        Product::Forward { x, values, y, finish } => {
+            let (from, to) = ((x, pattern.n_in), (y, pattern.n_out));
+            multiply(device, problem, forward, from, values, to, finish, |tiles| &tiles.forward)
         }
         Product::InputGradient { d_y, values, d_x } => {
             let (from, to) = ((d_y, pattern.n_out), (d_x, pattern.n_in));
-            multiply(device, problem, transposed, from, values, to, |tiles| &tiles.input_gradient)
+            let finish = Finish::default();
+            multiply(device, problem, transposed, from, values, to, finish, |tiles| &tiles.input_gradient)
         }
         Product::WeightGradient { .. } => {
             let kernels = [&warpgroup::KERNEL, &block_sparse::KERNEL];
@@ -89,6 +90,7 @@ fn multiply(
     (from, n_sum): (&Region, usize),
     values: &Region,
     (to, n_line): (&Region, usize),
+    finish: Finish<'_>,
     entries: impl Fn(&Tiles) -> &[&'static str; 2],
 ) -> Result<(), CudaError> {
     let pattern = problem.pattern;
@@ -116,7 +118,8 @@ fn multiply(
     let regions = [&panels.steps, &panels.lines, &pattern.counters].map(Into::into);
     let counts = [panels.n_panels, n_items, panels.panel_steps].map(|n| (n as u32).into());
     let sizes = [problem.rows, n_sum, ahead].map(|n| (n as u32).into());
-    let args = [&maps.map(Into::into)[..], &regions, &counts, &[from.into()], &sizes].concat();
+    let finish = [finish.bias.into(), (finish.activation as u32).into()];
+    let args = [&maps.map(Into::into)[..], &regions, &counts, &[from.into()], &sizes, &finish].concat();
     // SAFETY: the kernel's parameters in its order; `check` saw the operands' sizes, the maps end where they do, the pattern
     // is inside the weight, and the counters are zero before and after.
     unsafe { function.launch([thread_blocks as u32, 1, 1], [THREADS, 1, 1], shared as u32, &args) }

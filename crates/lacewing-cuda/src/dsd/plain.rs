@@ -5,8 +5,13 @@ use crate::{Arg, CudaError, Device, Source, Type};
 
 pub(super) static SOURCE: Source = Source { name: "plain", code: include_str!("plain.cu") };
 
-pub(super) const KERNEL: Kernel =
-    Kernel { name: "plain", about: "any type and block, one thread an output, f32 sums", accepts, run };
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "plain",
+    about: "any type and block, one thread an output, f32 sums",
+    finishes: false,
+    accepts,
+    run,
+};
 
 /// Columns and rows of `out` that a thread block computes; one thread each.
 const TILE_COLS: usize = 32;
@@ -34,7 +39,7 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
     let block = [block_rows, block_cols].map(arg);
     let n_row_tiles = problem.rows.div_ceil(TILE_ROWS);
     match *product {
-        Product::Forward { x, values, y } => {
+        Product::Forward { x, values, y, .. } => {
             let function = device.function(&SOURCE, ["forward_float", "forward_bf16", "forward_f16"][of])?;
             let grid = grid(n_row_tiles * pattern.n_out.div_ceil(TILE_COLS))?;
             let (row_offsets, cols) = (&pattern.row_offsets, &pattern.cols);

@@ -10,6 +10,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "warpgroup",
     about: "bf16 on Hopper's tensor cores (wgmma), blocks of 32 or of multiples of 64, f32 sums, from 128 rows up: few tiles, and \
             weight gradients",
+    finishes: false,
     accepts,
     run,
 };
@@ -66,7 +67,7 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
     let sizes = [rows, n_in, n_out, block_rows_arg, block_cols_arg];
     let threads = [THREADS as u32, 1, 1];
     match *product {
-        Product::Forward { x, values, y } => {
+        Product::Forward { x, values, y, .. } => {
             let (place, tile) = tile(block_rows, TILES);
             let shared = STAGES[place] * (ROWS + tile) * LINE + PANEL_START;
             let function = device.function(&SOURCE, FORWARD[place])?;

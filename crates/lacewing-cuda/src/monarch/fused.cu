@@ -4,7 +4,7 @@
 //   x [rows, K P]   first [K, Q, P]   second [L, S, R]   bias [L S] or null   y [rows, L S]   row-major, K Q = L R
 //
 //   u[kappa Q + j] = sum_i first[kappa, j, i] x[kappa P + i]                                     rounded to bf16
-//   y[sigma L + lambda] = bias[sigma L + lambda] + sum_rho second[lambda, sigma, rho] u[rho L + lambda]
+//   y[sigma L + lambda] = f(bias[sigma L + lambda] + sum_rho second[lambda, sigma, rho] u[rho L + lambda])
 //
 // The sizes are constants of the compilation. Work comes in items that thread blocks draw one after the other:
 //
@@ -100,7 +100,7 @@ constexpr u32 END = 0xffffffffu;
 extern "C" __global__ void __launch_bounds__(384, 1) monarch(
     const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap first_map,
     const __grid_constant__ TensorMap second_map, const bf16* bias, bf16* y, bf16* mid, u32* counters, u32 rows, u32 lag,
-    u32 ring)
+    u32 ring, u32 activation)
 {
     extern __shared__ uint4 shared[];
     const u32 base = (shared_address(shared) + 1023) & ~1023u;
@@ -355,16 +355,22 @@ extern "C" __global__ void __launch_bounds__(384, 1) monarch(
                                     product<N2>(sums[e][i], 0, a + i * (64 * 16 / 16) + k * (2 * LOW * 16 / 16),
                                                 b + k * 16 / SECOND_LINE * (SECOND_LINE_BYTES / 16) + k * 16 % SECOND_LINE / 8);
                             group_commit();
-                        group_wait<0>();
+                            group_wait<0>();
                             for (u32 i = 0; i < 2; ++i) leave(own[i]);
                         }
                     }
+                    const auto leave = [&](const auto& end) {
 #pragma unroll
-                    for (u32 i = 0; i < SUBTILES; ++i)
+                        for (u32 i = 0; i < SUBTILES; ++i)
 #pragma unroll
-                        for (u32 j = 0; j < N2 / 8; ++j)
+                            for (u32 j = 0; j < N2 / 8; ++j)
 #pragma unroll
-                            for (u32 c = 0; c < 4; ++c) words[pair][i][j][c] = pack_bf16(sums[0][i][j][c], sums[1][i][j][c]);
+                                for (u32 c = 0; c < 4; ++c)
+                                    words[pair][i][j][c] = pack_bf16(end(sums[0][i][j][c], 0.0f), end(sums[1][i][j][c], 0.0f));
+                    };
+                    // The sums began with the bias.
+                    if (activation != IDENTITY) finish(activation, leave);
+                    else leave([](float sum, float) { return sum; });
                 }
                 if (four == 0) out_free(n);
 #pragma unroll

@@ -1,11 +1,11 @@
 //! A Monarch map in one launch: two block-diagonal factors and the permutations after each.
 //!
-//! `u[κ·q + j] = Σ_i first[κ, j, i] x[κ·p + i]`, rounded to bf16, then `y[σ·l + λ] = b[σ·l + λ] + Σ_ρ second[λ, σ, ρ] u[ρ·l +
-//! λ]`. Cost of a row: `k·q·p + l·s·r` multiply-adds; x and y pass through memory once, u through the L2 cache. The same
+//! `u[κ·q + j] = Σ_i first[κ, j, i] x[κ·p + i]`, rounded to bf16, then `y[σ·l + λ] = f(b[σ·l + λ] + Σ_ρ second[λ, σ, ρ] u[ρ·l +
+//! λ])`. Cost of a row: `k·q·p + l·s·r` multiply-adds; x and y pass through memory once, u through the L2 cache. The same
 //! problem gives the same bits: every sum has one order, whoever makes it.
 
 use crate::source::hopper;
-use crate::{Constant, CudaError, Device, Region, Source, TensorMap, Type};
+use crate::{Constant, CudaError, Device, Finish, Region, Source, TensorMap, Type};
 use lacewing_core::chains::MonarchFactors;
 
 /// The source of the kernel, which [`Plan::constants`] go with.
@@ -54,10 +54,10 @@ pub struct Operands<'a> {
     pub first: &'a Region,
     /// `[l, s, r]`.
     pub second: &'a Region,
-    /// `[l s]`, if any.
-    pub bias: Option<&'a Region>,
     /// `[rows, l s]`, overwritten.
     pub y: &'a Region,
+    /// `f` and `b [l s]`.
+    pub finish: Finish<'a>,
 }
 
 /// Whether the device has what the kernel is written for.
@@ -159,12 +159,12 @@ impl Plan {
             });
         }
         let bytes = Type::Bf16.size_bytes();
-        let Operands { x, first, second, bias, y } = *operands;
+        let Operands { x, first, second, y, finish } = *operands;
         let sizes = [
             ("x", Some(x), rows * k * p),
             ("first", Some(first), k * q * p),
             ("second", Some(second), l * s * r),
-            ("bias", bias, l * s),
+            ("bias", finish.bias, l * s),
             ("y", Some(y), rows * l * s),
         ];
         for (name, region, len) in sizes {
@@ -196,8 +196,8 @@ impl Plan {
         let counters = device.region((1 + 2 * n_tiles) * size_of::<u32>())?;
         let function = device.function_with(&SOURCE, &self.constants, "monarch")?;
         device.zero(&counters)?;
-        let regions = [bias.into(), y.into(), (&mid).into(), (&counters).into()];
-        let sizes = [rows, lag, ring].map(|n| (n as u32).into());
+        let regions = [finish.bias.into(), y.into(), (&mid).into(), (&counters).into()];
+        let sizes = [rows, lag, ring, finish.activation as usize].map(|n| (n as u32).into());
         let args = [&maps.map(Into::into)[..], &regions[..], &sizes[..]].concat();
         // SAFETY: the kernel's parameters in its order; the operands' sizes and addresses were seen above, the maps end where
         // they do, `mid` holds `ring` row tiles and `counters` one number and two a row tile, all zero; the kernel guards

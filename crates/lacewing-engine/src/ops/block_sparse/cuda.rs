@@ -1,8 +1,9 @@
 //! Block-sparse products on a GPU: the kernel that `lacewing_cuda::dsd` selects.
 
+use crate::ops::Activation;
 use crate::{DType, Result, Tensor};
-use lacewing_cuda::dsd::{BlockPattern, Problem, Product, run};
-use lacewing_cuda::{Device, Type};
+use lacewing_cuda::dsd::{BlockPattern, Problem, Product, Ran, run};
+use lacewing_cuda::{Device, Finish, Type};
 use std::sync::Arc;
 
 /// A pattern on a GPU, in the orders its kernels walk it.
@@ -22,26 +23,35 @@ impl Index {
         Ok(Self { gpu: gpu.clone(), pattern: BlockPattern::new(gpu, shape, block, positions)? })
     }
 
-    fn run(&self, like: &Tensor, product: &Product<'_>) -> Result<()> {
+    fn run(&self, like: &Tensor, product: &Product<'_>) -> Result<Ran> {
         let of = if like.dtype() == DType::Bf16 { Type::Bf16 } else { Type::F32 };
-        run(&self.gpu, &Problem { pattern: &self.pattern, rows: like.rows(), of }, product)?;
-        Ok(())
+        Ok(run(&self.gpu, &Problem { pattern: &self.pattern, rows: like.rows(), of }, product)?)
     }
 
-    pub(super) fn forward(&self, values: &Tensor, x: &Tensor, y: &Tensor) -> Result<()> {
-        let product = Product::Forward { x: &x.region(), values: &values.region(), y: &y.region() };
-        self.run(x, &product)
+    /// Whether bias and activation were applied.
+    pub(super) fn forward(
+        &self,
+        values: &Tensor,
+        x: &Tensor,
+        y: &Tensor,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<bool> {
+        let bias = bias.map(Tensor::region);
+        let finish = Finish { bias: bias.as_ref(), activation };
+        let product = Product::Forward { x: &x.region(), values: &values.region(), y: &y.region(), finish };
+        Ok(self.run(x, &product)?.finished)
     }
 
     pub(super) fn input_gradient(&self, values: &Tensor, dy: &Tensor, dx: &Tensor) -> Result<()> {
         let product =
             Product::InputGradient { d_y: &dy.region(), values: &values.region(), d_x: &dx.region() };
-        self.run(dy, &product)
+        self.run(dy, &product).map(drop)
     }
 
     pub(super) fn weight_gradient(&self, dy: &Tensor, x: &Tensor, dvalues: &Tensor) -> Result<()> {
         let product =
             Product::WeightGradient { d_y: &dy.region(), x: &x.region(), d_values: &dvalues.region() };
-        self.run(dy, &product)
+        self.run(dy, &product).map(drop)
     }
 }

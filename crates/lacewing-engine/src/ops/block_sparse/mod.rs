@@ -130,8 +130,14 @@ pub fn block_sparse_linear(
             cpu::forward(index, values.value(), x.value(), y, !cx.is_training());
         })?,
         Some(gpu) => {
-            gpu.forward(values.value(), x.value(), &pre)?;
-            activation::finish_linear(&pre, bias_value, act)?
+            // What goes into the activation is kept where it is recorded.
+            let kept = act != Activation::Identity && cx.records(&inputs);
+            let applied = if kept { Activation::Identity } else { act };
+            match gpu.forward(values.value(), x.value(), &pre, bias_value, applied)? {
+                true if kept => activation::finish_linear(&pre, None, act)?,
+                true => pre.clone(),
+                false => activation::finish_linear(&pre, bias_value, act)?,
+            }
         }
     };
     let (x_var, values_var, bias, index) = (x.clone(), values.clone(), bias.cloned(), index.clone());

@@ -2,10 +2,11 @@
 //!
 //! A recorded pass keeps what lies between the factors, so it runs them by [`super::block_linear`], one after the other.
 
-use super::activation::{Activation, bias_activation};
+use super::activation::Activation;
 use super::linear::{check_bias, with_cols};
 use crate::{Cx, DType, Device, EngineError, Result, Var};
 use lacewing_core::chains::MonarchFactors;
+use lacewing_cuda::Finish;
 use lacewing_cuda::monarch::{Operands, Plan, supported};
 
 /// How a GPU cuts a Monarch map into tiles.
@@ -75,11 +76,11 @@ pub fn monarch(
         x: &x.value().region(),
         first: &first.value().region(),
         second: &second.value().region(),
-        bias: bias.as_ref(),
         y: &y.region(),
+        finish: Finish { bias: bias.as_ref(), activation: act },
     };
     plan.0.run(gpu, x.value().rows(), &operands)?;
-    bias_activation(cx, cx.constant(y), None, act)
+    Ok(cx.constant(y))
 }
 
 const OP: &str = "monarch";
