@@ -1,27 +1,22 @@
 """Other libraries' linear layers beside `lacewing bench --peers`: the same cases, timed and checked the same way.
 
-`lacewing bench --peers VENV` holds this text and runs it with the VENV's Python; see README.md for the environment.
+`lacewing bench --peers VENV` holds this text and runs it, behind that of protocol.py, with the VENV's Python; see
+README.md for the environment.
 
-Standard input, one JSON object a line: first the settings {threads, direction, warm_up, min_samples, budget_s,
-min_sample_s}, then the cases {structure, density, n_in, n_out, rows, dense, block, mask, seed}. `dense` says which
-products are asked for: true, those by a dense W, which are the same for every structure, so that one case serves all
-that are timed next; false, those by the stored places of W. `mask` is null where `dense` is true or W has no such
-places, else these, [n_out, n_in] row-major, packed bits in hexadecimal; `block` is null or [rows, columns] of a
-block.
+Settings beside those of protocol.py: {direction}. Cases: {structure, density, n_in, n_out, rows, dense, block, mask,
+seed}. `dense` says which products are asked for: true, those by a dense W, which are the same for every structure, so
+that one case serves all that are timed next; false, those by the stored places of W. `mask` is null where `dense` is
+true or W has no such places, else these, [n_out, n_in] row-major, packed bits in hexadecimal; `block` is null or [rows,
+columns] of a block.
 
-Standard output, one JSON object a line: {"ready": versions} or {"missing": module, "reason": text} once; then for each
-case a row {peer, structure, density, n_in, n_out, rows, dtype, device, direction, ms, ms_spread, kernel} a measurement,
-{"peer", "skipped": reason} for what could not be measured or was wrong, and {"done": true}. x is [rows, n_in], y = x Wᵀ.
+A row, {peer, structure, density, n_in, n_out, rows, dtype, device, direction, ms, ms_spread, kernel}, is a measurement.
+x is [rows, n_in], y = x Wᵀ.
 """
 
 import functools
 import importlib.util
-import json
 import math
-import os
-import sys
 import time
-import warnings
 
 #: After a case, until the libraries' threads have stopped waiting for more work.
 SETTLE_S = 0.2
@@ -29,15 +24,6 @@ SETTLE_S = 0.2
 CHECKED_ROWS = 64
 #: Unit roundoff of f32.
 UNIT = 2.0**-24
-
-
-#: The answers. What a library prints of its own goes to standard error.
-ANSWERS = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-
-
-def say(**fields):
-    print(json.dumps(fields), file=ANSWERS, flush=True)
 
 
 class Case:
@@ -277,27 +263,9 @@ SPARSE = [
 ]
 
 
-def timed(forward, settings, np):
-    """Median and middle half of the milliseconds of a pass."""
+def run(settings, versions, fields):
+    import numpy as np
 
-    def sample(passes):
-        start = time.perf_counter()
-        for _ in range(passes):
-            forward()
-        return time.perf_counter() - start
-
-    sample(settings["warm_up"])
-    passes = 1
-    while (seconds := sample(passes)) < settings["min_sample_s"]:
-        passes = math.ceil(passes * min(max(1.2 * settings["min_sample_s"] / max(seconds, 1e-9), 1.0), 10.0)) + 1
-    samples, start = [], time.perf_counter()
-    while len(samples) < settings["min_samples"] or time.perf_counter() - start < settings["budget_s"]:
-        samples.append(1e3 * sample(passes) / passes)
-    low, middle, high = np.quantile(samples, [0.25, 0.5, 0.75])
-    return float(middle), float(high - low)
-
-
-def run(np, settings, versions, fields):
     if not fields["dense"] and fields["mask"] is None:
         return
     case = Case(np, fields, settings["direction"] != "forward")
@@ -312,11 +280,10 @@ def run(np, settings, versions, fields):
             if mistake := case.mistake(result()):
                 say(peer=name, skipped=f"{kernel}: {mistake}")
                 continue
-            ms, spread = timed(forward, settings, np)
+            ms, spread = timed(forward, settings)
         except Exception as error:
             # Whatever a library cannot do is an answer, not the end of the run.
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            say(peer=name, skipped=f"{kernel}: {lines[0][:160]}")
+            say(peer=name, skipped=f"{kernel}: {reason(error)}")
             continue
         which = {key: fields[key] for key in ("structure", "density", "n_in", "n_out", "rows")}
         say(peer=name, **which, dtype="f32", device="cpu", direction=settings["direction"], ms=ms, ms_spread=spread,
@@ -324,18 +291,11 @@ def run(np, settings, versions, fields):
     time.sleep(SETTLE_S)
 
 
-def main():
-    settings = json.loads(sys.stdin.readline())
-    # Libraries read these when they are loaded.
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(settings["threads"])
-    try:
-        import numpy as np
-        import torch
-    except ImportError as error:
-        say(missing=error.name or "torch", reason=str(error))
-        return
-    warnings.filterwarnings("ignore")
+def load(settings):
+    # Neither can be done without.
+    import numpy
+    import torch
+
     torch.set_num_threads(settings["threads"])
     versions, skipped = {}, {}
     for library, modules, *_ in DENSE + SPARSE:
@@ -343,17 +303,11 @@ def main():
             for module in modules:
                 if importlib.util.find_spec(module) is None:
                     raise ImportError(f"{module} is not installed")
-            versions[library] = __import__(library).__version__.split("+")[0].split("-")[0]
+            versions[library] = version(__import__(library))
         except Exception as error:
             skipped[library] = str(error)
-    say(ready=versions)
-    for library, reason in skipped.items():
-        say(peer=library, skipped=reason)
-    say(done=True)
-    for line in sys.stdin:
-        run(np, settings, versions, json.loads(line))
-        say(done=True)
+    return versions, skipped
 
 
 if __name__ == "__main__":
-    main()
+    serve(load, run)

@@ -58,7 +58,7 @@ fn layers(args: &BenchArgs, place: &Place, direction: Direction) -> CommandResul
             plots.push((shape.size, Output::create_in("--svg", folder, &name)?));
         }
     }
-    let peers = args.peers.as_ref().map(|venv| Peers::start(venv.as_deref(), direction)).transpose()?;
+    let peers = args.peers.as_ref().map(|venv| Peers::layers(venv.as_deref(), direction)).transpose()?;
     plan.left_out.iter().for_each(|line| eprintln!("{line}"));
     let bar = ProgressBar::new(plan.n_rows() as u64);
     bar.set_style(ProgressStyle::with_template("{pos}/{len} {msg}  {elapsed}").expect("a valid template"));

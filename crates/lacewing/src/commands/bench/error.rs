@@ -1,7 +1,6 @@
 //! What ends a bench.
 
 use super::check::Mistake;
-use super::peers::RECIPE;
 use lacewing_core::StructureError;
 use std::error::Error;
 use std::io;
@@ -74,15 +73,17 @@ pub(super) enum BenchError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// No Python to run other libraries with.
-    #[error("--peers: cannot run {}: {source}; {RECIPE}", python.display())]
+    #[error("--peers: cannot run {}: {source}; {recipe}", python.display())]
     NoPython {
         /// The interpreter.
         python: PathBuf,
         /// The system's reason.
         source: io::Error,
+        /// How an environment is made.
+        recipe: &'static str,
     },
     /// A library that cannot be done without.
-    #[error("--peers: {} has no `{module}` ({reason}); {RECIPE}", python.display())]
+    #[error("--peers: {} has no `{module}` ({reason}); {recipe}", python.display())]
     MissingModule {
         /// The interpreter.
         python: PathBuf,
@@ -90,6 +91,8 @@ pub(super) enum BenchError {
         module: String,
         /// What Python says.
         reason: String,
+        /// How an environment is made.
+        recipe: &'static str,
     },
     /// A program of other libraries that ended too early.
     #[error("--peers: {} ended with {status} before it had measured everything", python.display())]

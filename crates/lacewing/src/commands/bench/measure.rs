@@ -4,7 +4,7 @@ use super::place::Place;
 use lacewing_core::Structure;
 use lacewing_engine::{Cx, Device, EngineError, StepRng, Tensor};
 use lacewing_nn::{Built, Linear, LinearOptions, ModelBuilder, NnError};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::time::{Duration, Instant};
 
 /// Passes before the clock counts.
@@ -30,13 +30,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FEW_SAMPLES: usize = 3;
 
 /// How samples are taken, for programs that time other libraries in the same way.
-pub(super) fn protocol() -> Value {
-    json!({
-        "warm_up": WARM_UP,
-        "min_samples": MIN_SAMPLES,
-        "budget_s": BUDGET.as_secs_f64(),
-        "min_sample_s": MIN_SAMPLE,
-    })
+pub(super) fn protocol() -> [(&'static str, Value); 6] {
+    [
+        ("warm_up", WARM_UP.into()),
+        ("min_samples", MIN_SAMPLES.into()),
+        ("budget_s", BUDGET.as_secs_f64().into()),
+        ("min_sample_s", MIN_SAMPLE.into()),
+        ("patience_s", PATIENCE.as_secs_f64().into()),
+        ("few_samples", FEW_SAMPLES.into()),
+    ]
 }
 
 /// What a pass computes.

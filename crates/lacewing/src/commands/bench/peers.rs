@@ -1,24 +1,21 @@
 //! Other libraries beside ours: a Python program of an environment that the user names, asked case by case.
-//!
-//! It answers each case before we go on, so that its times and ours are of the same minutes of the machine. Dense
-//! products are asked for once for all structures of a shape and number of rows, which are timed directly after.
 
-use super::SEED;
+mod layers;
+
 use super::error::BenchError;
-use super::measure::{Direction, protocol};
-use lacewing_core::{Form, Structure};
+use super::measure::protocol;
 use lacewing_cpu::peak;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// The program, with what goes in and comes out in its header.
-const PROGRAM: &str = include_str!("../../../../../benches/peers/linear.py");
-
-/// How an environment with everything is made.
-pub(super) const RECIPE: &str = "python3 -m venv .venv && \
-    .venv/bin/pip install numpy torch scipy onnx onnxruntime openvino, then lacewing bench --peers .venv";
+/// A Python program that measures other libraries.
+struct Program {
+    text: &'static str,
+    /// How an environment with everything that it needs is made.
+    recipe: &'static str,
+}
 
 /// What another library took.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +37,12 @@ pub(super) struct Skipped {
     pub(super) reason: String,
 }
 
+impl Skipped {
+    pub(super) fn to_json(all: &[Self]) -> Value {
+        all.iter().map(|one| json!({ "peer": one.peer, "reason": one.reason })).collect()
+    }
+}
+
 /// The program, running.
 pub(super) struct Peers {
     python: PathBuf,
@@ -52,70 +55,35 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// Starts the Python of the environment in `venv`, or the `python3` of the path.
-    pub(super) fn start(venv: Option<&Path>, direction: Direction) -> Result<Self, BenchError> {
-        let python = interpreter(venv);
+    /// Starts `program` with its own `settings`, by the Python of the environment in `venv` or the `python3` of the path.
+    fn start(program: &Program, venv: Option<&Path>, mut settings: Value) -> Result<Self, BenchError> {
+        let (python, recipe) = (interpreter(venv), program.recipe);
         let mut command = Command::new(&python);
-        let command = command.args(["-c", PROGRAM]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let failed = |source| BenchError::NoPython { python: python.clone(), source };
+        let command = command.args(["-c", program.text]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let failed = |source| BenchError::NoPython { python: python.clone(), source, recipe };
         let mut child = command.spawn().map_err(failed)?;
         let (cases, answers) = (child.stdin.take(), child.stdout.take().expect("a pipe was asked for"));
         let answers = BufReader::new(answers);
         let mut peers = Self { python: python.clone(), child, cases, answers, skipped: Vec::new() };
-        let mut settings = protocol();
+        for (key, value) in protocol() {
+            settings[key] = value;
+        }
         settings["threads"] = peak::threads().into();
-        settings["direction"] = direction.name().into();
         peers.send(&settings)?;
         let first = peers.answer()?;
         if let Some(module) = first["missing"].as_str() {
             let (module, reason) =
                 (module.to_owned(), first["reason"].as_str().unwrap_or_default().to_owned());
-            return Err(BenchError::MissingModule { python, module, reason });
+            return Err(BenchError::MissingModule { python, module, reason, recipe });
         }
         peers.rows(true)?;
         Ok(peers)
     }
 
-    /// Times every library's dense products of a shape `(n_in, n_out)` at `rows` rows.
-    pub(super) fn dense(
-        &mut self,
-        (n_in, n_out): (usize, usize),
-        rows: usize,
-    ) -> Result<Vec<PeerTimes>, BenchError> {
-        self.send(&json!({
-            "structure": "dense",
-            "density": 1.0,
-            "n_in": n_in,
-            "n_out": n_out,
-            "rows": rows,
-            "dense": true,
-            "mask": null,
-            "block": null,
-            "seed": SEED,
-        }))?;
-        self.rows(true)
-    }
-
-    /// Times every library's products by the stored places of `structure`, which the report calls `label`, at `rows` rows.
-    pub(super) fn sparse(
-        &mut self,
-        label: &str,
-        structure: &dyn Structure,
-        rows: usize,
-    ) -> Result<Vec<PeerTimes>, BenchError> {
-        let (mask, block) = places(structure);
-        self.send(&json!({
-            "structure": label,
-            "density": structure.density(),
-            "n_in": structure.n_in(),
-            "n_out": structure.n_out(),
-            "rows": rows,
-            "dense": false,
-            "mask": mask,
-            "block": block,
-            "seed": SEED,
-        }))?;
-        self.rows(false)
+    /// What the libraries took for `case`, which asks for dense products or for others.
+    fn ask(&mut self, case: &Value, dense: bool) -> Result<Vec<PeerTimes>, BenchError> {
+        self.send(case)?;
+        self.rows(dense)
     }
 
     fn send(&mut self, line: &Value) -> Result<(), BenchError> {
@@ -186,35 +154,5 @@ fn interpreter(venv: Option<&Path>) -> PathBuf {
         true => venv.to_owned(),
         false if cfg!(windows) => venv.join("Scripts").join("python.exe"),
         false => venv.join("bin").join("python"),
-    }
-}
-
-/// The stored places of a pattern, packed bits `[n_out, n_in]` in hexadecimal, and its block where there is no padding.
-fn places(structure: &dyn Structure) -> (Option<String>, Option<[usize; 2]>) {
-    let Form::Pattern(pattern) = structure.form() else { return (None, None) };
-    let bytes = pattern
-        .mask()
-        .chunks(8)
-        .map(|bits| {
-            let byte =
-                bits.iter().enumerate().fold(0u8, |byte, (at, &bit)| byte | (u8::from(bit) << (7 - at)));
-            format!("{byte:02x}")
-        })
-        .collect();
-    let whole = (pattern.n_in, pattern.n_out) == (pattern.n_in_ext, pattern.n_out_ext);
-    (Some(bytes), whole.then_some([pattern.block.0, pattern.block.1]))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_bits_from_the_left() {
-        let config = json!({"structure": "block_sparse", "block": [1, 4], "density": 1.0});
-        let whole = lacewing_core::build(&config, 12, 1, 0, None).unwrap();
-        assert_eq!(places(whole.as_ref()), (Some("fff0".to_owned()), Some([1, 4])));
-        let dense = lacewing_core::build(&"dense".into(), 12, 1, 0, None).unwrap();
-        assert_eq!(places(dense.as_ref()), (None, None));
     }
 }

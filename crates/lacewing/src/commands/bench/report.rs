@@ -294,8 +294,7 @@ impl Report {
             report["choices"] = self.choices().iter().map(Choice::to_json).collect();
         }
         if let Some(skipped) = &self.skipped {
-            let skipped = skipped.iter().map(|one| json!({ "peer": one.peer, "reason": one.reason }));
-            report["skipped"] = skipped.collect();
+            report["skipped"] = Skipped::to_json(skipped);
         }
         report
     }
