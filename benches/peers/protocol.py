@@ -1,6 +1,6 @@
 """How programs of other libraries speak with `lacewing bench --peers`, and how they time a pass.
 
-This text comes before that of the program, such as linear.py: `python -c` is given both in one. Standard input and
+This text comes before that of the program, linear.py or model.py: `python -c` is given both in one. Standard input and
 output have one JSON object a line. First come the settings, then case after case. The program answers the settings by
 {"ready": versions} or, once and for all, {"missing": module, "reason": text}, and each case by its rows and by
 {"peer", "skipped": reason} for what could not be measured or was wrong; {"done": true} ends either answer.

@@ -147,7 +147,8 @@ pub(crate) struct BenchArgs {
     /// Type of activations and weights: f32, or bf16 on a GPU (default there)
     #[arg(long, value_parser = ["f32", "bf16"])]
     pub(crate) dtype: Option<String>,
-    /// Measure the forward pass with the gradients of inputs and weights, not the forward pass alone
+    /// Layers: measure the forward pass with the gradients of inputs and weights, not the forward pass alone. A model: measure
+    /// a training step (forward pass, cross-entropy, backward pass, AdamW) after inference, in a table each
     #[arg(long)]
     pub(crate) backward: bool,
     /// One JSON object on standard output
@@ -161,16 +162,18 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) svg: Option<PathBuf>,
     /// Measure other libraries beside each case, by the Python of this environment (default: the python3 of the PATH), and
-    /// compare with the best dense product of all; those of others are measured once for each shape and number of rows
+    /// compare with the best dense product of all; those of others are measured once for each shape and number of rows. With
+    /// --model: PyTorch's model of the same name in timm, eager and compiled, on any device, before ours
     #[arg(long, value_name = "VENV")]
     pub(crate) peers: Option<Option<PathBuf>>,
     /// Time every kernel that takes a structure, not the chosen one alone, and say where the choice is slower than another or
     /// than dense
     #[arg(long, conflicts_with = "peers")]
     pub(crate) autotune: bool,
-    /// Measure a whole model against its dense twin: a model's name or config, a run's folder, or a recipe
+    /// Measure a whole model against its dense twin, inference and with --backward training, time and peak memory: a model's
+    /// name or config, a run's folder, or a recipe
     #[arg(long, value_name = "MODEL",
-        conflicts_with_all = ["structures", "shapes", "rows", "density", "svg", "peers", "autotune"])]
+        conflicts_with_all = ["structures", "shapes", "rows", "density", "svg", "autotune"])]
     pub(crate) model: Option<String>,
     /// A YAML list of rules for the model: {match: PATTERN, structure: NAME, ...}
     #[arg(long, value_name = "FILE", requires = "model", conflicts_with_all = ["to", "layers"])]

@@ -104,7 +104,7 @@ fn a_file_holds_the_rows_of_the_report() {
     assert_eq!(lines[2..], expected.collect::<Vec<_>>());
 }
 
-const MODEL_COLUMNS: [&str; 17] = [
+const MODEL_COLUMNS: [&str; 19] = [
     "model",
     "batch",
     "dtype",
@@ -121,6 +121,8 @@ const MODEL_COLUMNS: [&str; 17] = [
     "dense_parameters",
     "macs",
     "dense_macs",
+    "peak_bytes",
+    "dense_peak_bytes",
     "kernels",
 ];
 
@@ -135,7 +137,7 @@ fn whole_models_are_measured_against_their_dense_twins() {
     let model = "{name: vit_digits, depth: 2}";
     let args = ["--model", model, "--rules", rules, "--batch", "1,3", "--csv", csv_path];
     let report = measured(&args);
-    let rows = model_rows(&report, "forward");
+    let rows = model_rows(&report, &["forward"]);
     assert_eq!(rows.iter().map(|row| row["batch"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(3)]);
     for row in rows {
         let number = |key: &str| row[key].as_f64().expect("a number");
@@ -150,17 +152,58 @@ fn whole_models_are_measured_against_their_dense_twins() {
 
     // A recipe has its structures.
     let report = measured(&["--model", "digits-vit", "--batch", "1", "--backward"]);
-    let rows = model_rows(&report, "forward+backward");
-    assert!(rows.len() == 1 && rows[0]["kernels"]["fused_chain"].is_u64(), "{report}");
+    let rows = model_rows(&report, &["forward", "training step"]);
+    assert_eq!(rows.len(), 2);
+    assert!(rows.iter().all(|row| row["kernels"]["fused_chain"].is_u64()), "{report}");
 }
 
-/// The rows of a report on models, each with every column.
-fn model_rows<'a>(report: &'a Value, direction: &str) -> &'a [Value] {
+#[test]
+fn one_call_measures_inference_and_training_and_the_memory_of_both() {
+    let model = "{name: vit_digits, depth: 2, mlp: {structure: block_sparse, block: 16, density: 0.25}}";
+    let report = measured(&["--model", model, "--batch", "1", "3", "--backward"]);
+    let rows = model_rows(&report, &["forward", "training step"]);
+    let cases: Vec<Value> = rows.iter().map(|row| json!([row["direction"], row["batch"]])).collect();
+    let expected =
+        ["forward", "training step"].map(|direction| [json!([direction, 1]), json!([direction, 3])]);
+    assert_eq!(cases, expected.concat());
+    for (at, row) in rows.iter().enumerate() {
+        let number = |key: &str| row[key].as_f64().expect("a number");
+        // In f32 weights and, in training, their gradients and two moments. Little comes to them: blocks of memory are at
+        // most an eighth larger, and a picture of 8 x 8 has 17 tokens of 128 values in some twenty activations a block.
+        let arrays = if at < 2 { 1.0 } else { 4.0 };
+        for (peak, parameters) in [("peak_bytes", "parameters"), ("dense_peak_bytes", "dense_parameters")] {
+            let (held, peak) = (arrays * 4.0 * number(parameters), number(peak));
+            assert!(peak >= held && peak < 1.25 * held + number("batch") * 8e5, "{held} bytes: {row}");
+        }
+        if at % 2 == 1 {
+            assert!(
+                number("peak_bytes") > rows[at - 1]["peak_bytes"].as_f64().expect("a number"),
+                "{report}"
+            );
+        }
+    }
+
+    let text = stdout(&["--model", model, "--batch", "1", "--backward"]);
+    let lines: Vec<&str> = text.lines().collect();
+    let table = |title: &str| {
+        let at = lines.iter().position(|line| *line == title).expect("a title");
+        (lines[at + 2], lines[at + 4])
+    };
+    for title in ["forward", "training step"] {
+        let (header, row) = table(title);
+        assert!(header.contains("memory") && row.starts_with("vit_digits"), "{text}");
+        assert_eq!(row.matches(" MiB").count(), 2, "{text}");
+    }
+}
+
+/// The rows of a report on models, each with every column, in one of the directions.
+fn model_rows<'a>(report: &'a Value, directions: &[&str]) -> &'a [Value] {
     let rows = report["rows"].as_array().expect("a list");
     for row in rows {
         let keys: Vec<&String> = row.as_object().expect("a map").keys().collect();
         assert_eq!(keys, MODEL_COLUMNS);
-        assert_eq!(json!([row["model"], row["direction"]]), json!(["vit_digits", direction]));
+        assert_eq!(row["model"], "vit_digits");
+        assert!(directions.iter().any(|direction| row["direction"] == *direction), "{row}");
         let number = |key: &str| row[key].as_f64().expect("a number");
         assert_eq!(number("speedup"), number("dense_ms") / number("ms"));
     }
@@ -238,7 +281,6 @@ fn options_of_layers_and_of_models_do_not_mix() {
         &["--model", "vit_digits", "--to", "monarch", "--autotune"][..],
         &["--autotune", "--peers", "venv"],
         &["--model", "vit_digits", "--to", "monarch", "--shapes", "64x64"],
-        &["--model", "vit_digits", "--to", "monarch", "--peers", "venv"],
         &["--model", "vit_digits", "--to", "monarch", "--rules", "rules.yaml"],
         &["--to", "monarch"],
         &["--batch", "1"],
@@ -276,6 +318,10 @@ fn mistakes_are_named_before_anything_is_measured() {
         (
             &["--peers", "no/such/venv"],
             &["--peers", "no/such/venv", "python3 -m venv", "pip install numpy torch"],
+        ),
+        (
+            &["--model", "vit_digits", "--to", "low_rank", "--peers", "no/such/venv"],
+            &["--peers", "no/such/venv", "pip install torch timm"],
         ),
         (&["--model", "vit_digit", "--to", "monarch"], &["vit_digit", "did you mean `vit_digits`"]),
         (&["--model", "vit_digits"], &["--model", "vit_digits", "--to", "--rules"]),

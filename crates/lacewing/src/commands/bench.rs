@@ -40,10 +40,12 @@ const SEED: u64 = 0;
 
 pub(super) fn run(args: BenchArgs) -> CommandResult {
     let place = Place::new(&args)?;
-    let direction = if args.backward { Direction::Training } else { Direction::Forward };
     match &args.model {
-        Some(name) => model::run(name, &args, &place, direction),
-        None => layers(&args, &place, direction),
+        Some(name) => model::run(name, &args, &place),
+        None => {
+            let direction = if args.backward { Direction::Training } else { Direction::Forward };
+            layers(&args, &place, direction)
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! `lacewing bench --peers`: what other libraries are asked and what becomes of their answers. They are shell scripts,
 //! so that this is for Unix, but for one test that is skipped without an environment.
 
+mod models;
+
 use super::{COLUMNS, SMALL, bench, measured};
 use serde_json::{Value, json};
 use std::fs;

@@ -61,9 +61,13 @@ fn row(fields: &Map<String, Value>) -> String {
     line(fields.values().map(cell))
 }
 
-/// A value without the quotes of a text.
+/// A value without the quotes of a text; nothing where it is not known.
 pub(super) fn cell(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// A line of a file; a cell with a comma or a quote stands in quotes.

@@ -15,8 +15,10 @@ pub(super) enum BenchError {
         /// The device.
         device: String,
     },
-    /// Other libraries are measured on the host alone.
-    #[error("--peers: other libraries are measured on cpu, not on {device}")]
+    /// Other libraries' layers are measured on the host alone.
+    #[error(
+        "--peers: other libraries' layers are measured on cpu, not on {device}; their models (--model) on both"
+    )]
     Peers {
         /// The device.
         device: String,
@@ -118,7 +120,7 @@ pub(super) enum BenchError {
     },
     /// A model that does not compute what its structures define.
     #[error(
-        "{model} at batch {batch} is wrong: {what} differ from those with the definitions' dense weights by {by:e} of \
+        "{model} at batch {batch}, {direction}, is wrong: {what} differ from those with the definitions' dense weights by {by:e} of \
          the largest, where rounding explains {bound:e}"
     )]
     WrongModel {
@@ -126,6 +128,8 @@ pub(super) enum BenchError {
         model: String,
         /// Pictures in a batch.
         batch: usize,
+        /// What was computed.
+        direction: &'static str,
         /// Logits or gradients.
         what: &'static str,
         /// The largest difference.

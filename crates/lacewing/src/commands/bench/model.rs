@@ -1,13 +1,16 @@
 //! Whole models: one with structures beside its dense twin, in turns, at every batch size; what it computes is checked
 //! against the same model with its structures' definitions as dense weights.
 
+mod passes;
 mod reference;
+mod report;
 
 use super::check::gamma;
 use super::csv::CsvFile;
 use super::error::BenchError;
 use super::machine::Limits;
-use super::measure::{Direction, Times, compare};
+use super::measure::Direction;
+use super::peers::{ModelCase, PeerTimes, Peers, Skipped};
 use super::place::Place;
 use super::{SEED, draw};
 use crate::cli::BenchArgs;
@@ -16,14 +19,16 @@ use crate::commands::print;
 use indicatif::{ProgressBar, ProgressStyle};
 use lacewing_core::Rng;
 use lacewing_engine::ops::cast;
-use lacewing_engine::{Cx, StepRng, Tensor};
+use lacewing_engine::{Cx, EngineError, StepRng, Tensor};
 use lacewing_models::{BuiltModel, ModelConfig, ModelError};
 use lacewing_nn::ModelBuilder;
 use lacewing_train::recipe::{RecipeError, parse_value};
-use lacewing_train::report::{Align, Table, grouped};
+use passes::{Inputs, LEARNING_RATE, Runner, measured};
 use reference::{defined, distance, perturb, shared, wake};
+use report::Measured;
 use serde_json::{Map, Value, json};
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Values of a batch of pictures: 1 GiB in f32.
@@ -33,53 +38,105 @@ const MOST: usize = 1 << 28;
 /// norm before or the sum after it makes of them.
 const STORED: f64 = 4.0;
 
-/// Measures the model called `name` as `args` ask for.
-pub(super) fn run(
-    name: &str,
-    args: &BenchArgs,
-    place: &Place,
-    direction: Direction,
-) -> Result<ExitCode, Box<dyn Error>> {
+/// Its name in reports of models, where a training step is a whole one.
+fn direction_name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Forward => direction.name(),
+        Direction::Training => "training step",
+    }
+}
+
+/// Measures the model called `name` as `args` ask for: inference, then with `--backward` a training step as well.
+pub(super) fn run(name: &str, args: &BenchArgs, place: &Place) -> Result<ExitCode, Box<dyn Error>> {
     let config = config(name, args)?;
     let summary = config.summary()?;
     if summary.layers.iter().all(|layer| layer.structure == "dense") {
         return Err(BenchError::AllDense { model: config.name().to_owned() }.into());
     }
+    let directions = [Direction::Forward, Direction::Training];
+    let directions = &directions[..if args.backward { 2 } else { 1 }];
+    let cases: Vec<(Direction, usize)> = directions
+        .iter()
+        .flat_map(|&direction| args.batch.iter().map(move |&batch| (direction, batch)))
+        .collect();
     let mut csv = args.csv.as_deref().map(CsvFile::create).transpose()?;
-    let bar = ProgressBar::new(args.batch.len() as u64);
-    bar.set_style(
-        ProgressStyle::with_template("{pos}/{len} batch sizes {msg}  {elapsed}").expect("a valid template"),
-    );
+    let bar = ProgressBar::new(cases.len() as u64);
+    bar.set_style(ProgressStyle::with_template("{pos}/{len} {msg}  {elapsed}").expect("a valid template"));
+    let mut others = match &args.peers {
+        Some(venv) => Some(Others::measure(venv.as_deref(), &config, place, &cases, &bar)?),
+        None => None,
+    };
     bar.set_message("checking");
-    let bench = ModelBench::new(&config, place, direction, &args.batch)?;
-    bar.set_message("");
-    let (limits, mut rows, mut mistakes) = (Limits::measure(place)?, Vec::new(), Vec::new());
-    for at in 0..bench.batches.len() {
-        match bench.wrong(at)? {
-            Some(mistake) => mistakes.push(mistake),
-            None => {
-                let (batch, times) = (args.batch[at], bench.times(at)?);
+    let bench = ModelBench::new(&config, place, &cases)?;
+    let (mut limits, mut rows, mut mistakes) = (Limits::measure(place)?, Vec::new(), Vec::new());
+    for (at, &(direction, batch)) in cases.iter().enumerate() {
+        bar.set_message(format!("{}, batch {batch}", direction_name(direction)));
+        let peers = others.as_mut().map(|others| std::mem::take(&mut others.times[at]));
+        match bench.measured(at, peers)? {
+            Err(mistake) => mistakes.push(mistake),
+            Ok(measured) => {
                 if let Some(csv) = &mut csv {
-                    csv.add(&limits, &[bench.row(&limits, batch, times)])?;
+                    csv.add(&limits, &measured.rows(&limits, place))?;
                 }
-                rows.push((batch, times));
+                rows.push(measured);
             }
         }
         bar.inc(1);
     }
-    let limits = limits.or_better(Limits::measure(place)?);
+    limits = limits.or_better(Limits::measure(place)?);
     bar.finish_and_clear();
-    let rows: Vec<Map<String, Value>> =
-        rows.into_iter().map(|(batch, times)| bench.row(&limits, batch, times)).collect();
+    let rows: Vec<Map<String, Value>> = rows.iter().flat_map(|row| row.rows(&limits, place)).collect();
+    let skipped = others.map(|others| others.skipped);
     let text = match args.json {
-        true => format!("{:#}\n", json!({ "machine": limits.to_json(), "rows": rows })),
-        false => format!("{limits}\n{}\n\n{}", direction.name(), table(&rows)),
+        true => {
+            let mut report = json!({ "machine": limits.to_json(), "rows": rows });
+            if let Some(skipped) = &skipped {
+                report["skipped"] = Skipped::to_json(skipped);
+            }
+            format!("{report:#}\n")
+        }
+        false => report::text(&limits, &rows, skipped.as_deref()),
     };
     print(&text)?;
     if let Some(csv) = csv {
         csv.finish(&limits, rows.iter())?;
     }
     super::outcome(mistakes)
+}
+
+/// What other libraries took for every case.
+struct Others {
+    times: Vec<Vec<PeerTimes>>,
+    skipped: Vec<Skipped>,
+}
+
+impl Others {
+    /// They are through before our models are built: on a GPU two programs' memory may not fit, and what one of them keeps
+    /// for later is lost to the other.
+    fn measure(
+        venv: Option<&Path>,
+        config: &ModelConfig,
+        place: &Place,
+        cases: &[(Direction, usize)],
+        bar: &ProgressBar,
+    ) -> Result<Self, Box<dyn Error>> {
+        let dense = config.clone().dense_twin().build(ModelBuilder::counting()?)?;
+        let (mut peers, mut times) = (Peers::models(venv, place)?, Vec::new());
+        for &(direction, batch) in cases {
+            let direction = direction_name(direction);
+            bar.set_message(format!("other libraries: {direction}, batch {batch}"));
+            times.push(peers.model(&ModelCase {
+                model: config.name(),
+                parameters: dense.summary.parameters,
+                n_classes: dense.model.n_classes(),
+                image: dense.model.image_shape(),
+                batch,
+                direction,
+                lr: LEARNING_RATE,
+            })?);
+        }
+        Ok(Self { times, skipped: std::mem::take(&mut peers.skipped) })
+    }
 }
 
 /// The model with its structures.
@@ -133,195 +190,140 @@ struct Found {
     gradients: Vec<f32>,
 }
 
-/// A batch of pictures and what the definition makes of it.
-struct Batch {
-    images: Tensor,
-    seed: Tensor,
+/// A case and what the definition makes of it.
+struct Case {
+    direction: Direction,
+    batch: usize,
     expected: Found,
     /// How far off rounding may take logits and gradients, over the largest.
     bounds: [f64; 2],
 }
 
-/// A model and its dense twin with random weights, and their inputs.
+/// A model beside its dense twin, both with random weights.
 struct ModelBench<'a> {
-    name: &'static str,
+    config: &'a ModelConfig,
     place: &'a Place,
-    direction: Direction,
-    own: BuiltModel,
-    dense: BuiltModel,
     /// The parameters whose gradients are compared.
     shared: Vec<String>,
-    batches: Vec<Batch>,
+    cases: Vec<Case>,
 }
 
 impl<'a> ModelBench<'a> {
     fn new(
-        config: &ModelConfig,
+        config: &'a ModelConfig,
         place: &'a Place,
-        direction: Direction,
-        sizes: &[usize],
+        cases: &[(Direction, usize)],
     ) -> Result<Self, Box<dyn Error>> {
         let device = &place.device;
-        let builder = || ModelBuilder::new(device.clone(), place.dtype, SEED).map_err(ModelError::from);
-        let own = config.build(builder()?)?;
-        wake(&own)?;
+        let own = built(config, place)?;
         let (reference, depth) = defined(config, &own, device)?;
-        let (shared, mut batches) = (shared(&own, &reference), Vec::new());
-        for &size in sizes {
-            let mut rng = Rng::new(SEED).fork("bench");
-            let [channels, height, width] = own.model.image_shape();
-            let classes = own.model.n_classes();
-            let images = draw(size * channels * height * width, &mut rng);
-            let images = Tensor::from_f32(device, &images, &[size, channels, height, width])?;
-            let seed = Tensor::from_f32(device, &draw(size * classes, &mut rng), &[size, classes])?;
-            let expected = found(&reference, direction, &images, &seed, &shared)?;
-            batches.push(Batch { images, seed, expected, bounds: [0.0; 2] });
+        let shared = shared(&own, &reference);
+        drop(own);
+        let found = |direction, batch| {
+            let inputs = Inputs::draw(reference.model.as_ref(), direction, device, batch)?;
+            found(&reference, direction, &inputs.images, &shared)
+        };
+        let mut expected = Vec::new();
+        for &(direction, batch) in cases {
+            expected.push(found(direction, batch)?);
         }
         // The computed tolerance: twice what it does to this model when every weight of a layer is off by as much as
         // rounding can take a product of any layer.
         perturb(&reference, gamma(depth) + STORED * place.roundoff())?;
-        for batch in &mut batches {
-            let off = found(&reference, direction, &batch.images, &batch.seed, &shared)?;
-            batch.bounds = [
-                2.0 * distance(&off.logits, &batch.expected.logits),
-                2.0 * distance(&off.gradients, &batch.expected.gradients),
+        let mut checked = Vec::new();
+        for (&(direction, batch), expected) in cases.iter().zip(expected) {
+            let off = found(direction, batch)?;
+            let bounds = [
+                2.0 * distance(&off.logits, &expected.logits),
+                2.0 * distance(&off.gradients, &expected.gradients),
             ];
+            checked.push(Case { direction, batch, expected, bounds });
         }
-        drop(reference);
-        let dense = config.clone().dense_twin().build(builder()?)?;
-        Ok(Self { name: config.name(), place, direction, own, dense, shared, batches })
+        Ok(Self { config, place, shared, cases: checked })
     }
 
-    /// What is wrong with the results for a batch, if anything is.
-    fn wrong(&self, at: usize) -> Result<Option<BenchError>, Box<dyn Error>> {
-        let Batch { images, seed, expected, bounds } = &self.batches[at];
-        let got = found(&self.own, self.direction, images, seed, &self.shared)?;
+    /// A case, checked and then timed, beside what other libraries took. It has models of its own, so that no other case's
+    /// steps change what is checked, and nothing that is kept for another takes its memory.
+    fn measured(
+        &self,
+        at: usize,
+        peers: Option<Vec<PeerTimes>>,
+    ) -> Result<Result<Measured, BenchError>, Box<dyn Error>> {
+        let &Case { direction, batch, .. } = &self.cases[at];
+        let device = &self.place.device;
+        let own = built(self.config, self.place)?;
+        let inputs = Inputs::draw(own.model.as_ref(), direction, device, batch)?;
+        if let Some(mistake) = self.wrong(at, &own, &inputs)? {
+            return Ok(Err(mistake));
+        }
+        let dense = built(&self.config.clone().dense_twin(), self.place)?;
+        let summaries = [own.summary.clone(), dense.summary.clone()];
+        let (own, dense) = (Runner::new(own, direction)?, Runner::new(dense, direction)?);
+        let (times, peaks) = measured(device, &inputs, own, dense)?;
+        let (model, [own, dense]) = (self.config.name(), summaries);
+        Ok(Ok(Measured { model, direction, batch, times, peaks, own, dense, peers }))
+    }
+
+    /// What is wrong with the results of `own` for a case, if anything is.
+    fn wrong(
+        &self,
+        at: usize,
+        own: &BuiltModel,
+        inputs: &Inputs,
+    ) -> Result<Option<BenchError>, Box<dyn Error>> {
+        let &Case { direction, batch, ref expected, bounds } = &self.cases[at];
+        let got = found(own, direction, &inputs.images, &self.shared)?;
+        if direction == Direction::Training {
+            own.params.zero_gradients()?;
+        }
         let pairs =
             [("logits", &got.logits, &expected.logits), ("gradients", &got.gradients, &expected.gradients)];
-        for ((what, got, expected), &bound) in pairs.into_iter().zip(bounds) {
+        for ((what, got, expected), bound) in pairs.into_iter().zip(bounds) {
             let by = distance(got, expected);
             // Not "greater than the bound": a NaN is wrong as well.
             if by <= bound {
                 continue;
             }
-            let (model, batch) = (self.name.to_owned(), images.shape()[0]);
-            return Ok(Some(BenchError::WrongModel { model, batch, what, by, bound }));
+            let (model, direction) = (self.config.name().to_owned(), direction_name(direction));
+            return Ok(Some(BenchError::WrongModel { model, batch, direction, what, by, bound }));
         }
         Ok(None)
     }
-
-    fn times(&self, at: usize) -> Result<Times, Box<dyn Error>> {
-        let Batch { images, seed, .. } = &self.batches[at];
-        let run = |built| pass(built, self.direction, images, seed).map(drop);
-        Ok(compare(&self.place.device, [&|| run(&self.dense), &|| run(&self.own)])?)
-    }
-
-    fn row(&self, limits: &Limits, batch: usize, times: Times) -> Map<String, Value> {
-        let (own, dense) = (&self.own.summary, &self.dense.summary);
-        let passes = if self.direction == Direction::Training { 3.0 } else { 1.0 };
-        let gflops = 2.0 * passes * batch as f64 * own.macs() as f64 / times.ms / 1e6;
-        let mut kernels: Map<String, Value> = Map::new();
-        for layer in &own.layers {
-            let count = kernels.get(&layer.kernel).and_then(Value::as_u64).unwrap_or(0);
-            kernels.insert(layer.kernel.clone(), (count + 1).into());
-        }
-        let fields = json!({
-            "model": self.name,
-            "batch": batch,
-            "dtype": self.place.dtype_name(),
-            "device": self.place.device.to_string(),
-            "direction": self.direction.name(),
-            "ms": times.ms,
-            "ms_spread": times.ms_spread,
-            "dense_ms": times.dense_ms,
-            "speedup": times.dense_ms / times.ms,
-            "images_per_s": 1e3 * batch as f64 / times.ms,
-            "gflops": gflops,
-            "percent_of_peak": 100.0 * gflops * 1e9 / limits.flops_per_s,
-            "parameters": own.parameters,
-            "dense_parameters": dense.parameters,
-            "macs": own.macs(),
-            "dense_macs": dense.macs(),
-            "kernels": kernels,
-        });
-        let Value::Object(fields) = fields else { unreachable!("a map above") };
-        fields
-    }
 }
 
-/// Logits, after a backward pass where one is asked for.
-fn pass(
-    built: &BuiltModel,
-    direction: Direction,
-    images: &Tensor,
-    seed: &Tensor,
-) -> Result<Tensor, lacewing_engine::EngineError> {
-    let params = built.params.clone();
-    match direction {
-        Direction::Forward => Ok(built.model.forward(&Cx::evaluation(params), images)?.value().clone()),
-        Direction::Training => {
-            let cx = Cx::training(params, StepRng::new(0, 0));
-            let logits = built.model.forward(&cx, images)?;
-            cx.backward(&logits, cast(seed, logits.value().dtype())?)?;
-            Ok(logits.value().clone())
-        }
-    }
+/// A model with random weights, the same whenever it is built, none of its layers zero.
+fn built(config: &ModelConfig, place: &Place) -> Result<BuiltModel, Box<dyn Error>> {
+    let builder = ModelBuilder::new(place.device.clone(), place.dtype, SEED).map_err(ModelError::from)?;
+    let built = config.build(builder)?;
+    wake(&built)?;
+    Ok(built)
 }
 
-/// A pass from zero gradients: logits and the gradients of the parameters called `shared`.
+/// A pass from zero gradients: logits and, of a backward pass from drawn gradients of the logits, the gradients of the
+/// parameters called `shared`.
 fn found(
     built: &BuiltModel,
     direction: Direction,
     images: &Tensor,
-    seed: &Tensor,
     shared: &[String],
-) -> Result<Found, Box<dyn Error>> {
-    let training = direction == Direction::Training;
-    if training {
-        built.params.zero_gradients()?;
+) -> Result<Found, EngineError> {
+    let params = &built.params;
+    if direction == Direction::Forward {
+        let logits = built.model.forward(&Cx::evaluation(params.clone()), images)?;
+        return Ok(Found { logits: logits.value().to_f32()?, gradients: Vec::new() });
     }
-    let logits = pass(built, direction, images, seed)?.to_f32()?;
+    params.zero_gradients()?;
+    let cx = Cx::training(params.clone(), StepRng::new(0, 0));
+    let logits = built.model.forward(&cx, images)?;
+    let value = logits.value();
+    let seed = draw(value.len(), &mut Rng::new(SEED).fork("seed"));
+    let seed = Tensor::from_f32(&params.device(), &seed, value.shape())?;
+    cx.backward(&logits, cast(&seed, value.dtype())?)?;
     let mut gradients = Vec::new();
-    for id in shared.iter().filter(|_| training).filter_map(|name| built.params.find(name)) {
-        gradients.extend(built.params.gradient(id)?.to_f32()?);
+    for id in shared.iter().filter_map(|name| params.find(name)) {
+        gradients.extend(params.gradient(id)?.to_f32()?);
     }
-    Ok(Found { logits, gradients })
-}
-
-fn table(rows: &[Map<String, Value>]) -> String {
-    let header = [
-        "model",
-        "batch",
-        "ms",
-        "spread",
-        "dense ms",
-        "speedup",
-        "img/s",
-        "GFLOP/s",
-        "parameters",
-        "of dense",
-        "kernels",
-    ];
-    let mut table = Table::new(&header).align(10, Align::Left);
-    for row in rows {
-        let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
-        let kernels = row["kernels"].as_object().into_iter().flatten();
-        let kernels: Vec<String> = kernels.map(|(name, count)| format!("{name} {count}")).collect();
-        table.push(vec![
-            row["model"].as_str().unwrap_or_default().to_owned(),
-            row["batch"].to_string(),
-            format!("{:.3}", number("ms")),
-            format!("{:.3}", number("ms_spread")),
-            format!("{:.3}", number("dense_ms")),
-            format!("{:.2}x", number("speedup")),
-            format!("{:.1}", number("images_per_s")),
-            format!("{:.1}", number("gflops")),
-            grouped(row["parameters"].as_u64().unwrap_or_default()),
-            format!("{:.2}x", number("parameters") / number("dense_parameters")),
-            kernels.join(", "),
-        ]);
-    }
-    table.to_string()
+    Ok(Found { logits: value.to_f32()?, gradients })
 }
 
 #[cfg(test)]
@@ -332,9 +334,11 @@ mod tests {
 
     const CPU: Place = Place { device: Device::Cpu, dtype: DType::F32 };
 
-    fn bench(model: Value, direction: Direction) -> ModelBench<'static> {
-        let config = ModelConfig::from_json(&model).unwrap();
-        ModelBench::new(&config, &CPU, direction, &[1, 3]).unwrap()
+    /// What is wrong with `own` for a case.
+    fn wrong(bench: &ModelBench<'_>, at: usize, own: &BuiltModel) -> Option<String> {
+        let Case { direction, batch, .. } = bench.cases[at];
+        let inputs = Inputs::draw(own.model.as_ref(), direction, &Device::Cpu, batch).unwrap();
+        bench.wrong(at, own, &inputs).unwrap().map(|wrong| wrong.to_string())
     }
 
     #[test]
@@ -349,25 +353,26 @@ mod tests {
         for structure in structures {
             for direction in [Direction::Forward, Direction::Training] {
                 let model = json!({"name": "vit_digits", "depth": 2, "mlp": structure});
-                let bench = bench(model, direction);
+                let config = ModelConfig::from_json(&model).unwrap();
+                let bench = ModelBench::new(&config, &CPU, &[(direction, 1), (direction, 3)]).unwrap();
+                let own = built(&config, &CPU).unwrap();
                 for at in 0..2 {
-                    let wrong = bench.wrong(at).unwrap().map(|wrong| wrong.to_string());
-                    assert_eq!(wrong, None, "{structure} {}", direction.name());
+                    assert_eq!(wrong(&bench, at, &own), None, "{structure} {}", direction.name());
                     let training = direction == Direction::Training;
-                    let Batch { expected, bounds, .. } = &bench.batches[at];
+                    let Case { expected, bounds, .. } = &bench.cases[at];
                     assert!(bounds[0] > 0.0 && bounds[0] < 0.01, "{bounds:?}");
                     assert_eq!((bounds[1] > 0.0, expected.gradients.is_empty()), (training, !training));
                 }
                 // One row of one weight: as a kernel that leaves out a block.
-                let params = &bench.own.params;
-                let layer = bench.own.summary.layers.iter().find(|layer| layer.structure != "dense").unwrap();
+                let params = &own.params;
+                let layer = own.summary.layers.iter().find(|layer| layer.structure != "dense").unwrap();
                 let info = params.infos().iter().find(|info| weight_of(&info.name, layer)).unwrap();
                 let id = params.find(&info.name).unwrap();
                 let mut values = params.master(id).to_f32().unwrap();
                 values[..16].fill(0.0);
                 params.set(id, &values).unwrap();
-                let wrong = bench.wrong(0).unwrap().expect("another model");
-                assert!(wrong.to_string().contains("logits"), "{wrong}");
+                let wrong = wrong(&bench, 0, &own).expect("another model");
+                assert!(wrong.contains("logits"), "{wrong}");
             }
         }
     }
@@ -378,9 +383,10 @@ mod tests {
             "name": "mixer_s4_32", "dim": 64, "depth": 1,
             "channel_mlp": {"structure": "block_sparse", "block": 16, "density": 0.25},
         });
-        let bench = bench(model, Direction::Forward);
-        assert!(bench.wrong(0).unwrap().is_none());
-        let Batch { expected, bounds, .. } = &bench.batches[0];
+        let config = ModelConfig::from_json(&model).unwrap();
+        let bench = ModelBench::new(&config, &CPU, &[(Direction::Forward, 1)]).unwrap();
+        assert_eq!(wrong(&bench, 0, &built(&config, &CPU).unwrap()), None);
+        let Case { expected, bounds, .. } = &bench.cases[0];
         assert!(expected.logits.iter().any(|&logit| logit != 0.0) && bounds[0] > 0.0, "{bounds:?}");
     }
 }

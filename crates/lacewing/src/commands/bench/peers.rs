@@ -1,6 +1,7 @@
 //! Other libraries beside ours: a Python program of an environment that the user names, asked case by case.
 
 mod layers;
+mod models;
 
 use super::error::BenchError;
 use super::measure::protocol;
@@ -9,6 +10,8 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+pub(super) use models::ModelCase;
 
 /// A Python program that measures other libraries.
 struct Program {
@@ -28,6 +31,8 @@ pub(super) struct PeerTimes {
     pub(super) kernel: String,
     pub(super) ms: f64,
     pub(super) ms_spread: f64,
+    /// Bytes that it held at once, where it says.
+    pub(super) peak_bytes: Option<u64>,
 }
 
 /// A library, or one way to call it, that was not measured.
@@ -116,6 +121,7 @@ impl Peers {
                     kernel: text("kernel")?,
                     ms: answer["ms"].as_f64().filter(|ms| *ms > 0.0)?,
                     ms_spread: answer["ms_spread"].as_f64()?,
+                    peak_bytes: answer["peak_bytes"].as_u64(),
                 })
             };
             rows.push(row().ok_or_else(|| self.nonsense(answer.to_string()))?);

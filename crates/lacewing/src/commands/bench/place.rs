@@ -24,7 +24,7 @@ impl Place {
             Some("bf16") if gpu => DType::Bf16,
             Some(_) => return Err(BenchError::Bf16 { device: device.to_string() }.into()),
         };
-        if gpu && args.peers.is_some() {
+        if gpu && args.peers.is_some() && args.model.is_none() {
             return Err(BenchError::Peers { device: device.to_string() }.into());
         }
         Ok(Self { device, dtype })
