@@ -255,6 +255,11 @@ fn main() -> Result<(), CudaError> {
             bench.blocks(shape, 8192, 64, density)?;
         }
     }
+    for shape in [(768, 3072), (3072, 768)] {
+        for density in [0.25, 0.1, 0.05] {
+            bench.blocks(shape, 8192, 32, density)?;
+        }
+    }
     for rows in [128, 256, 512, 1024, 2048] {
         for block in [64, 32] {
             bench.blocks((4096, 4096), rows, block, 0.25)?;

@@ -54,13 +54,15 @@ template <u32 LINE> __device__ __forceinline__ u64 by_lines(u32 address, u32 lea
                  : __VA_ARGS__ : "l"(a), "l"(b), "n"(A_ACROSS), "n"(B_ACROSS) : "memory")
 template <u32 N, int A_ACROSS = 0, int B_ACROSS = 0, u32 COUNT>
 __device__ __forceinline__ void product(float (&c)[COUNT][4], u32 at, u64 a, u64 b) {
-    static_assert(N == 16 || N == 32 || N == 48 || N == 64 || N == 96 || N == 128 || N == 256, "a width that is used");
+    static_assert(N == 16 || N == 32 || N == 48 || N == 64 || N == 96 || N == 128 || N == 192 || N == 256,
+                  "a width that is used");
     if constexpr (N == 16) PRODUCT(16, REGS_8, 8, 9, 10, 11, SUMS_8(c, at));
     if constexpr (N == 32) PRODUCT(32, REGS_16, 16, 17, 18, 19, SUMS_16(c, at));
     if constexpr (N == 48) PRODUCT(48, REGS_24, 24, 25, 26, 27, SUMS_16(c, at), SUMS_8(c, at + 4));
     if constexpr (N == 64) PRODUCT(64, REGS_32, 32, 33, 34, 35, SUMS_32(c, at));
     if constexpr (N == 96) PRODUCT(96, REGS_48, 48, 49, 50, 51, SUMS_32(c, at), SUMS_16(c, at + 8));
     if constexpr (N == 128) PRODUCT(128, REGS_64, 64, 65, 66, 67, SUMS_64(c, at));
+    if constexpr (N == 192) PRODUCT(192, REGS_96, 96, 97, 98, 99, SUMS_64(c, at), SUMS_32(c, at + 16));
     if constexpr (N == 256) PRODUCT(256, REGS_128, 128, 129, 130, 131, SUMS_64(c, at), SUMS_64(c, at + 16));
 }
 

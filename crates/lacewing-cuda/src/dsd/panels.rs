@@ -1,4 +1,4 @@
-//! What [`super::persistent`] goes by: lines of the output in panels, and the steps of each.
+//! A weight's blocks as tiles, and what [`super::persistent`] goes by: lines of the output in panels, and the steps of each.
 
 use std::collections::BTreeMap;
 
@@ -8,18 +8,18 @@ pub(super) const PANEL: usize = 128;
 /// Steps of a panel are a multiple of it: a warp reads so many at once.
 const STEPS: usize = 32;
 /// Where there is none.
-const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = u32::MAX;
 /// Lines beyond which the search for those that belong together would take long.
 const MOST_LINES: usize = 1024;
 /// As the kernel packs where a tile is: its line in 8 bits, its row of tiles in 24.
 const LINE_BITS: u32 = 8;
 
-/// A block-sparse weight, or its transpose, as tiles of [`Panels::line`] squared: a line is so many columns of the output, or
-/// of the sum. Panels are of as many lines of the output as make [`PANEL`] columns, those together that need the same
+/// A block-sparse weight, or its transpose, as [`Tiles`] in panels: a line is so many columns of the output, or of the sum.
+/// Panels are of as many lines of the output as make [`PANEL`] columns, those together that need the same
 /// lines of the sum, since a panel reads these once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Panels {
-    /// 64 where both sides of a block are multiples of it, else 32.
+    /// As of the tiles.
     pub(super) line: usize,
     pub(super) n_panels: usize,
     /// Steps that there is room for in each panel.
@@ -30,9 +30,18 @@ pub(super) struct Panels {
     pub(super) lines: Vec<u32>,
 }
 
-impl Panels {
+/// A block-sparse weight, or its transpose, as tiles of `line` squared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tiles {
+    /// 64 where both sides of a block are multiples of it, else 32.
+    pub(super) line: usize,
+    /// For each line of the output, where its tiles are, by lines of the sum.
+    pub(super) of_line: Vec<BTreeMap<u32, u32>>,
+}
+
+impl Tiles {
     /// Those of the blocks at `positions` (block row, block column) in a weight of `n_out` outputs and `n_in` inputs, or of
-    /// the transpose; none where blocks cannot be cut into tiles or tiles are more than the kernel counts.
+    /// the transpose; none where blocks cannot be cut into tiles or tiles are more than the kernels count.
     pub(super) fn new(
         (n_out, n_in): (usize, usize),
         (block_rows, block_cols): (usize, usize),
@@ -45,20 +54,32 @@ impl Panels {
         if across > 1 << LINE_BITS || (positions.len() * down) >> (u32::BITS - LINE_BITS) > 0 {
             return None;
         }
-        let mut tiles_of = vec![BTreeMap::new(); if transposed { n_in } else { n_out } / line];
+        let mut of_line = vec![BTreeMap::new(); if transposed { n_in } else { n_out } / line];
         for (slot, &(row, col)) in positions.iter().enumerate() {
             for i in 0..down {
                 for j in 0..across {
                     let at = (row as usize * down + i, col as usize * across + j);
                     let (of, sum) = if transposed { (at.1, at.0) } else { at };
-                    tiles_of[of].insert(sum as u32, ((slot * down + i) << LINE_BITS | j) as u32);
+                    of_line[of].insert(sum as u32, ((slot * down + i) << LINE_BITS | j) as u32);
                 }
             }
         }
-        let sums: Vec<Vec<u32>> = tiles_of.iter().map(|tiles| tiles.keys().copied().collect()).collect();
+        Some(Self { line, of_line })
+    }
+
+    /// Every line of the output by itself.
+    pub(super) fn groups(&self) -> Vec<Group> {
+        let sums = |tiles: &BTreeMap<u32, u32>| tiles.keys().copied().collect();
+        self.of_line.iter().enumerate().map(|(of, tiles)| (vec![of], sums(tiles))).collect()
+    }
+}
+
+impl Panels {
+    /// Those of a weight's, or its transpose's, tiles.
+    pub(super) fn new(tiles: &Tiles) -> Self {
+        let line = tiles.line;
         let per_panel = PANEL / line;
-        let mut groups: Vec<Group> =
-            sums.into_iter().enumerate().map(|(of, sums)| (vec![of], sums)).collect();
+        let mut groups = tiles.groups();
         for _ in 0..per_panel.ilog2() {
             groups = pairs(groups);
         }
@@ -70,22 +91,23 @@ impl Panels {
             let of = (0..per_panel).map(|at| of.get(at).copied()).collect::<Vec<_>>();
             lines.extend(of.iter().map(|of| of.map_or(NONE, |of| of as u32)));
             for sum in sums {
-                let tile =
-                    |of: &Option<usize>| of.and_then(|of| tiles_of[of].get(sum).copied()).unwrap_or(NONE);
+                let tile = |of: &Option<usize>| {
+                    of.and_then(|of| tiles.of_line[of].get(sum).copied()).unwrap_or(NONE)
+                };
                 steps.push(*sum);
                 steps.extend(of.iter().map(tile));
             }
             steps.resize(lines.len() / per_panel * panel_steps * (1 + per_panel), NONE);
         }
-        Some(Self { line, n_panels: groups.len(), panel_steps, steps, lines })
+        Self { line, n_panels: groups.len(), panel_steps, steps, lines }
     }
 }
 
 /// A group of lines of the output, and the lines of the sum that any of them needs, ascending.
-type Group = (Vec<usize>, Vec<u32>);
+pub(super) type Group = (Vec<usize>, Vec<u32>);
 
 /// Two groups each in one, those first that share most; of an odd number the last stays alone.
-fn pairs(groups: Vec<Group>) -> Vec<Group> {
+pub(super) fn pairs(groups: Vec<Group>) -> Vec<Group> {
     let n = groups.len();
     let mut shared: Vec<(usize, usize, usize)> = Vec::new();
     if n <= MOST_LINES {
@@ -151,7 +173,7 @@ mod tests {
         ] {
             let positions = checkers((shape.0 / block.0) as u32, (shape.1 / block.1) as u32);
             for transposed in [false, true] {
-                let panels = Panels::new(shape, block, &positions, transposed).expect("tiles");
+                let panels = Panels::new(&Tiles::new(shape, block, &positions, transposed).expect("tiles"));
                 let (line, per_panel) = (panels.line, PANEL / panels.line);
                 let (down, across) = (block.0 / line, block.1 / line);
                 let mut seen = Vec::new();
@@ -197,14 +219,14 @@ mod tests {
         // Block rows 0 and 2, 1 and 3 have the same columns.
         let positions: Vec<(u32, u32)> =
             (0..4).flat_map(|row| (0..4).map(move |col| (row, 2 * col + row % 2))).collect();
-        let panels = Panels::new((256, 512), (64, 64), &positions, false).expect("tiles");
+        let panels = Panels::new(&Tiles::new((256, 512), (64, 64), &positions, false).expect("tiles"));
         assert_eq!(panels.lines, [0, 2, 1, 3]);
     }
 
     #[test]
-    fn blocks_that_are_no_tiles_have_no_panels() {
+    fn blocks_that_cannot_be_cut_have_no_tiles() {
         for block in [(16, 16), (48, 32), (32, 40)] {
-            assert_eq!(Panels::new((48 * 32, 40 * 32), block, &[(0, 0)], false), None, "{block:?}");
+            assert_eq!(Tiles::new((48 * 32, 40 * 32), block, &[(0, 0)], false), None, "{block:?}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Where the blocks of a weight are: by rows for `y = x W'`, by columns for `d_x = d_y W`.
 
-use super::panels::Panels;
+use super::chunks::Chunks;
+use super::panels::{NONE, Panels, Tiles};
 use crate::{CudaError, Device, Region};
 
 /// Arrays of the index, all `u32`; lengths in brackets.
@@ -30,6 +31,26 @@ pub(super) struct OnDevice {
     pub(super) lines: Region,
 }
 
+/// [`Chunks`] on the device.
+#[derive(Debug, Clone)]
+pub(super) struct ChunksOnDevice {
+    pub(super) line: usize,
+    pub(super) n_items: usize,
+    /// Tiles that all items fetch.
+    pub(super) n_tiles: usize,
+    pub(super) copies: Region,
+    pub(super) widths: Region,
+    pub(super) tiles: Region,
+}
+
+/// What the kernels go by that see the weight as tiles.
+#[derive(Debug, Clone)]
+pub(super) struct Tiled {
+    /// Of the weight and its transpose.
+    pub(super) panels: [OnDevice; 2],
+    pub(super) chunks: ChunksOnDevice,
+}
+
 /// The positions of a weight's blocks on the device. Positions are inside the weight, each at most once, sorted by
 /// row, then column: what the kernels rely on.
 #[derive(Debug, Clone)]
@@ -45,8 +66,8 @@ pub struct BlockPattern {
     pub(super) col_offsets: Region,
     pub(super) by_col_rows: Region,
     pub(super) by_col_slots: Region,
-    /// Of the weight and its transpose, where blocks can be cut into them and the device takes them.
-    pub(super) panels: Option<[OnDevice; 2]>,
+    /// Where blocks can be cut into tiles and the device has kernels that take them.
+    pub(super) tiled: Option<Tiled>,
     /// Two numbers, zero between launches.
     pub(super) counters: Region,
 }
@@ -68,9 +89,11 @@ impl BlockPattern {
         positions: &[(u32, u32)],
     ) -> Result<Self, CudaError> {
         let index = Index::new((n_out, n_in), (block_rows, block_cols), positions)?;
-        let panels = if device.properties().capability == (9, 0) {
-            let of = |transposed| Panels::new((n_out, n_in), (block_rows, block_cols), positions, transposed);
-            of(false).zip(of(true)).map(|(forward, transposed)| [forward, transposed])
+        let tiled = if device.properties().capability == (9, 0) {
+            let of = |transposed| Tiles::new((n_out, n_in), (block_rows, block_cols), positions, transposed);
+            of(false).zip(of(true)).map(|(forward, transposed)| {
+                ([Panels::new(&forward), Panels::new(&transposed)], Chunks::new(&forward))
+            })
         } else {
             None
         };
@@ -83,9 +106,12 @@ impl BlockPattern {
             &index.by_col_slots,
         ];
         let counters = vec![0; 2];
-        let of_panels = panels.iter().flatten().flat_map(|panels| [&panels.steps, &panels.lines]);
+        let of_tiles = tiled.iter().flat_map(|([forward, transposed], chunks)| {
+            let Chunks { copies, widths, tiles, .. } = chunks;
+            [&forward.steps, &forward.lines, &transposed.steps, &transposed.lines, copies, widths, tiles]
+        });
         let words: Vec<u32> =
-            arrays.into_iter().chain([&counters]).chain(of_panels).flatten().copied().collect();
+            arrays.into_iter().chain([&counters]).chain(of_tiles).flatten().copied().collect();
         let all = device.region(words.len() * size_of::<u32>())?;
         device.upload(&all, bytemuck::cast_slice(&words))?;
         let mut at = 0;
@@ -96,14 +122,18 @@ impl BlockPattern {
         };
         let [row_offsets, cols, rows, col_offsets, by_col_rows, by_col_slots] = arrays.map(&mut next);
         let counters = next(&counters);
-        let panels = panels.map(|both| {
-            both.map(|Panels { line, n_panels, panel_steps, steps, lines }| OnDevice {
+        let tiled = tiled.map(|(panels, chunks)| {
+            let panels = panels.map(|Panels { line, n_panels, panel_steps, steps, lines }| OnDevice {
                 line,
                 n_panels,
                 panel_steps,
                 steps: next(&steps),
                 lines: next(&lines),
-            })
+            });
+            let Chunks { line, n_items, copies, widths, tiles } = chunks;
+            let n_tiles = copies.iter().filter(|line| **line != NONE).count();
+            let [copies, widths, tiles] = [copies, widths, tiles].map(|array| next(&array));
+            Tiled { panels, chunks: ChunksOnDevice { line, n_items, n_tiles, copies, widths, tiles } }
         });
         Ok(Self {
             n_out,
@@ -117,7 +147,7 @@ impl BlockPattern {
             col_offsets,
             by_col_rows,
             by_col_slots,
-            panels,
+            tiled,
             counters,
         })
     }

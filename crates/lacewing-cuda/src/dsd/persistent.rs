@@ -1,7 +1,7 @@
 //! Launches `persistent.cu`: Hopper's warpgroup products on a chip filled once, bf16, sides of blocks multiples of 32.
 
-use super::pattern::OnDevice;
-use super::{Kernel, Problem, Product, block_sparse, warpgroup};
+use super::pattern::{OnDevice, Tiled};
+use super::{Kernel, Problem, Product, warpgroup, weight_gradient};
 use crate::source::hopper;
 use crate::{CudaError, Device, Finish, Region, Source, TensorMap, Type};
 
@@ -54,7 +54,7 @@ fn accepts(device: &Device, problem: &Problem<'_>, aligned: bool) -> bool {
         && problem.of == Type::Bf16
         && aligned
         && problem.pattern.n_blocks() > 0
-        && problem.pattern.panels.as_ref().is_some_and(|[forward, transposed]| {
+        && problem.pattern.tiled.as_ref().is_some_and(|Tiled { panels: [forward, transposed], .. }| {
             let fewest = n_items(forward).min(n_items(transposed));
             fewest >= LEAST_ITEMS && n_items(forward).max(n_items(transposed)) < 1 << 28
         })
@@ -63,7 +63,7 @@ fn accepts(device: &Device, problem: &Problem<'_>, aligned: bool) -> bool {
 
 fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<(), CudaError> {
     let pattern = problem.pattern;
-    let [forward, transposed] = pattern.panels.as_ref().expect("`accepts` saw them");
+    let Tiled { panels: [forward, transposed], chunks } = pattern.tiled.as_ref().expect("`accepts` saw them");
     match *product {
         Product::Forward { x, values, y, finish } => {
             let (from, to) = ((x, pattern.n_in), (y, pattern.n_out));
@@ -74,11 +74,15 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
             let finish = Finish::default();
             multiply(device, problem, transposed, from, values, to, finish, |tiles| &tiles.input_gradient)
         }
-        Product::WeightGradient { .. } => {
-            let kernels = [&warpgroup::KERNEL, &block_sparse::KERNEL];
-            let takes = |kernel: &&&Kernel| (kernel.accepts)(device, problem, true);
-            let kernel = kernels.iter().find(takes).expect("one of them takes blocks of multiples of 16");
-            (kernel.run)(device, problem, product)
+        Product::WeightGradient { d_y, x, d_values } => {
+            // Its large tiles read less where blocks are large, and its thread blocks, two on a multiprocessor, wait less
+            // for memory where there is little to do.
+            let other = warpgroup::gradient_time(problem)
+                .filter(|_| (warpgroup::KERNEL.accepts)(device, problem, true));
+            if other.is_some_and(|other| other < weight_gradient::time(device, problem, chunks)) {
+                return (warpgroup::KERNEL.run)(device, problem, product);
+            }
+            weight_gradient::run(device, problem, chunks, (d_y, x), d_values)
         }
     }
 }

@@ -51,6 +51,19 @@ fn accepts(device: &Device, problem: &Problem<'_>, aligned: bool) -> bool {
         && u32::try_from(problem.rows.max(problem.pattern.n_out).max(problem.pattern.n_in)).is_ok()
 }
 
+/// Picoseconds that a weight gradient takes on an H200, about: some for starting, and some for each row of a tile. None where
+/// it is another kernel's.
+pub(super) fn gradient_time(problem: &Problem<'_>) -> Option<u64> {
+    let (block_rows, block_cols) = problem.pattern.block();
+    let side = tile(block_rows, TILES).1.min(tile(block_cols, TILES).1);
+    let (start, row) = match side {
+        128 => (28_000_000, 60),
+        64 => (17_000_000, 27),
+        _ => return None,
+    };
+    Some(start + row * (problem.rows * (problem.pattern.n_values() / (side * side))) as u64)
+}
+
 /// In how many parts the rows of a weight gradient of `n_tiles` are cut, and rows of a part.
 fn parts(rows: usize, n_tiles: usize) -> (usize, usize) {
     let parts = (RESIDENT / n_tiles.max(1)).min(rows / PART_ROWS).max(1);
