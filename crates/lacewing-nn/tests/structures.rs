@@ -493,6 +493,11 @@ fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
     });
     assert_eq!(on(gpu, few.as_ref(), DType::Bf16, None), "composed", "4 blocks: no fused kernel");
     assert_eq!(on(gpu, narrow.as_ref(), DType::Bf16, None), "composed", "a dense product is as fast");
+    for (blocks, expected) in [(4, "chain"), (8, "composed")] {
+        let config = json!({"structure": "block_diagonal", "blocks": blocks});
+        let diagonal = lacewing_core::build(&config, 768, 3072, 0, None).unwrap();
+        assert_eq!(on(gpu, diagonal.as_ref(), DType::Bf16, None), expected, "{blocks} blocks");
+    }
     assert_eq!(on(gpu, narrow.as_ref(), DType::Bf16, Some("fused_monarch")), "fused_monarch");
 
     for sample in [2, 3] {

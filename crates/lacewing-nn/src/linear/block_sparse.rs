@@ -44,8 +44,8 @@ fn pays(problem: &Problem<'_>) -> bool {
     let break_even = match (problem.device, problem.dtype, rows.min(cols)) {
         (DeviceKind::Cuda, DType::Bf16, 128..) => by_width(0.6, 0.33),
         (DeviceKind::Cuda, DType::Bf16, 64..) => by_width(0.5, 0.3),
-        (DeviceKind::Cuda, DType::Bf16, 32..) => by_width(0.14, 0.05),
-        (DeviceKind::Cuda, DType::Bf16, _) => 0.05,
+        (DeviceKind::Cuda, DType::Bf16, 32..) => by_width(0.27, 0.15),
+        (DeviceKind::Cuda, DType::Bf16, _) => by_width(0.05, 0.03),
         (DeviceKind::Cuda, ..) => 0.01,
         (DeviceKind::Cpu, _, 16..) => 1.0,
         (DeviceKind::Cpu, _, 4..) => 0.75,
