@@ -153,7 +153,7 @@ __device__ __forceinline__ float gelu(float x, bool by_tanh) {
 }
 
 // Calls `leave` with what ends a sum and its bias: one of few functions, so that a kernel has one run of instructions for
-// each and no branch in it, which would be more than its multiprocessor's cache of them holds.
+// each. With a branch for every few sums products without any end took a seventh longer.
 template <class Leave>
 __device__ __forceinline__ void finish(u32 activation, const Leave& leave) {
     if (activation == IDENTITY) return leave([](float sum, float bias) { return sum + bias; });
