@@ -1,5 +1,5 @@
 //! A run that was stopped and continued is the run that was not, bit by bit; and nothing a bad file or a bad loss does
-//! goes unnoticed.
+//! goes unnoticed. `LACEWING_TEST_CUDA=1` adds runs on the GPU.
 
 use lacewing_train::TrainError;
 use lacewing_train::checkpoint::{CheckpointError, Saved, SavedModel};
@@ -61,8 +61,31 @@ fn state(out: &Path) -> [Vec<u8>; 2] {
 
 #[test]
 fn a_stopped_and_continued_run_equals_an_unbroken_one() {
+    continued_runs_equal_unbroken_ones(&[]);
+}
+
+#[test]
+fn a_stopped_and_continued_run_on_a_gpu_equals_an_unbroken_one() {
+    if std::env::var_os("LACEWING_TEST_CUDA").is_none_or(|value| value != "1") {
+        return eprintln!("skipped: set LACEWING_TEST_CUDA=1 on a machine with a GPU");
+    }
+    let on_gpu = ("device", "cuda:0");
+    continued_runs_equal_unbroken_ones(&[on_gpu]);
+    // So wide that blocks are multiplied by the kernels for many rows.
+    continued_runs_equal_unbroken_ones(&[
+        on_gpu,
+        ("model.dim", "384"),
+        ("model.heads", "6"),
+        ("model.mlp_ratio", "4"),
+        ("model.fc1", "{structure: block_sparse, block: 32, density: 0.125}"),
+        ("model.fc2", "{structure: block_sparse, block: 64, density: 0.25}"),
+    ]);
+}
+
+fn continued_runs_equal_unbroken_ones(changes: &[(&str, &str)]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let at = |name: &str| folder.path().join(name);
+    let recipe = |out: &Path, more: &[(&str, &str)]| recipe(out, &[changes, more].concat());
     let whole = run(recipe(&at("whole"), &[]), Start::New).expect("a run");
     // 14 batches an epoch, 3 a step: 9 steps in all.
     assert_eq!(Saved::read(&at("whole/checkpoint")).expect("whole").expect("there").progress.step, 9);
