@@ -1,7 +1,7 @@
 //! Kernels of a GPU against cuBLASLt in one run, bf16, with a cold L2 cache: `cargo bench -p lacewing-cuda --bench cold`.
 //!
 //! Prints CSV. Each pass is timed alone, after 256 MiB were written; medians of [`PASSES`], dense and sparse in turns.
-//! Arguments choose the cases whose names contain one of them. Products are checked in `tests/gpu.rs`.
+//! Arguments choose the cases whose names contain one of them. Products are checked in `tests/gpu/`.
 
 use half::bf16;
 use lacewing_core::Activation;

@@ -303,18 +303,4 @@ MULTIPLY(128, 3, 2)
 WEIGHT_GRADIENT(64, 128)
 WEIGHT_GRADIENT(128, 64)
 
-// d_values += the sums of all parts, in their order; four numbers a thread.
-extern "C" __global__ void __launch_bounds__(THREADS) add_parts(
-    const float* sums, float* d_values, u64 n_values, u32 parts)
-{
-    const u64 at = ((u64)blockIdx.x * THREADS + threadIdx.x) * 4;
-    if (at >= n_values) return;
-    float4 sum = *(const float4*)(d_values + at);
-    for (u32 part = 0; part < parts; ++part) {
-        const float4 more = *(const float4*)(sums + part * n_values + at);
-        sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
-    *(float4*)(d_values + at) = sum;
-}
-
 #endif

@@ -1,6 +1,6 @@
 //! Launches `warpgroup.cu`: Hopper's warpgroup products, bf16, blocks of 32 or of multiples of 64.
 
-use super::{Kernel, Problem, Product, block_sparse, grid, tile};
+use super::{Kernel, Problem, Product, block_sparse, grid, tile, weight_gradient};
 use crate::source::hopper;
 use crate::{CudaError, Device, Source, Type};
 
@@ -134,10 +134,7 @@ fn run(device: &Device, problem: &Problem<'_>, product: &Product<'_>) -> Result<
             // its part, of which there are as many.
             unsafe { function.launch(grid(n_tiles * parts)?, threads, shared as u32, &args) }?;
             let Some(partial) = partial else { return Ok(()) };
-            let args = [(&partial).into(), d_values.into(), (n_values as u64).into(), (parts as u32).into()];
-            let function = device.function(&SOURCE, "add_parts")?;
-            // SAFETY: both regions hold the values, `partial` as often as there are parts.
-            unsafe { function.launch(grid(n_values.div_ceil(4 * THREADS))?, threads, 0, &args) }
+            weight_gradient::add_parts(device, &partial, parts, d_values, n_values)
         }
     }
 }

@@ -120,10 +120,21 @@ pub(super) fn run(
     // is inside the weight, each tile is in one item, and `partial` holds the values as often as there are parts.
     unsafe { function.launch([thread_blocks, 1, 1], [THREADS, 1, 1], shared as u32, &args) }?;
     let Some(partial) = partial else { return Ok(()) };
-    let args = [(&partial).into(), d_values.into(), (n_values as u64).into(), (parts as u32).into()];
+    add_parts(device, &partial, parts, d_values, n_values)
+}
+
+/// Queues `d_values +=` the sums of every part in `partial [parts, n_values]`, in their order. `n_values` is a multiple of four.
+pub(super) fn add_parts(
+    device: &Device,
+    partial: &Region,
+    parts: usize,
+    d_values: &Region,
+    n_values: usize,
+) -> Result<(), CudaError> {
+    let args = [partial.into(), d_values.into(), (n_values as u64).into(), (parts as u32).into()];
     let function = device.function(&SOURCE, "add_parts")?;
-    // SAFETY: both regions hold the values, `partial` as often as there are parts; a value's tile is in one of the items, so
-    // every part wrote it.
+    // SAFETY: both regions hold the values, `partial` as often as there are parts; its writers, one for each tile of a
+    // part, were queued before.
     unsafe {
         function.launch(grid(n_values.div_ceil(4 * ADD_THREADS))?, [ADD_THREADS as u32, 1, 1], 0, &args)
     }
