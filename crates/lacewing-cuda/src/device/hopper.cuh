@@ -93,6 +93,14 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
                  "@!done bra again;\n}" :: "r"(barrier), "r"(parity) : "memory");
 }
 
+// Rooms in shared memory are taken in turn, by the copies that fill them and by who reads them; `parity` is that of the turn.
+template <u32 COUNT> __device__ __forceinline__ void next_room(u32& room, u32& parity) {
+    if (++room == COUNT) {
+        room = 0;
+        parity ^= 1;
+    }
+}
+
 // ---- copies to shared memory that end at a barrier ----
 
 // The copy engine will need it soon; the L2 cache should have these bytes, a multiple of 16 at one.

@@ -62,14 +62,8 @@ __device__ __forceinline__ void multiply(
     }
     __syncthreads();
 
-    // Rooms are taken in turn, by the copies and by who reads them.
     u32 room = 0, parity = 0;
-    const auto next = [&] {
-        if (++room == ROOMS) {
-            room = 0;
-            parity ^= 1;
-        }
-    };
+    const auto next = [&] { next_room<ROOMS>(room, parity); };
     const u32 lane = threadIdx.x % 32;
 
     if (threadIdx.x >= CONSUMERS) {

@@ -51,12 +51,7 @@ __device__ __forceinline__ void weight_gradient(
     __syncthreads();
 
     u32 room = 0, parity = 0;
-    const auto next = [&] {
-        if (++room == ROOMS) {
-            room = 0;
-            parity ^= 1;
-        }
-    };
+    const auto next = [&] { next_room<ROOMS>(room, parity); };
     const u32 lane = threadIdx.x % 32;
     // Parts of an item follow each other; every other turn goes the other way, since the first items are the largest.
     const u32 n_all = n_items * parts;

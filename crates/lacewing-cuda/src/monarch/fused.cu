@@ -124,14 +124,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) monarch(
     }
     __syncthreads();
 
-    // Rooms are taken in turn, by the copies and by who reads them.
     u32 room = 0, parity = 0;
-    const auto next = [&] {
-        if (++room == ROOMS) {
-            room = 0;
-            parity ^= 1;
-        }
-    };
+    const auto next = [&] { next_room<ROOMS>(room, parity); };
 
     if (threadIdx.x >= CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
