@@ -64,6 +64,11 @@ impl Options {
         self.structure
     }
 
+    /// Whether there is a key `key`.
+    pub(crate) fn declares(&self, key: &str) -> bool {
+        self.keys.iter().any(|known| known.name == key)
+    }
+
     /// Whether the config itself gives `key`.
     pub(crate) fn given(&self, key: &str) -> bool {
         self.map.contains_key(key)

@@ -18,7 +18,53 @@ pub enum StructureError {
         /// The known name nearest to it.
         nearest: Option<&'static str>,
     },
-    /// The structure has no such key.
+    /// A schedule's config is a name, or a map with it under `name`.
+    #[error("a schedule is a name or a map with the key `name`, got {got}")]
+    NotASchedule {
+        /// The config as JSON.
+        got: String,
+    },
+    /// No schedule has this name.
+    #[error("there is no schedule `{name}`{}", did_you_mean(.nearest))]
+    UnknownSchedule {
+        /// The name asked for.
+        name: String,
+        /// The most similar known name.
+        nearest: Option<&'static str>,
+    },
+    /// The structure cannot change as the schedule would have it.
+    #[error("the schedule `{schedule}` needs {needs}, the layer is `{structure}`")]
+    Unscheduled {
+        /// The schedule.
+        schedule: &'static str,
+        /// The structure.
+        structure: &'static str,
+        /// Structures it takes.
+        needs: &'static str,
+    },
+    /// Phases of a schedule that do not fit the run or each other.
+    #[error("`{schedule}`: {what}: step {got}, at most {most}")]
+    Phases {
+        /// The schedule.
+        schedule: &'static str,
+        /// Which phases.
+        what: &'static str,
+        /// Steps they take, or the step they begin at.
+        got: u64,
+        /// The most it could be.
+        most: u64,
+    },
+    /// Listed stages that end elsewhere than at the layer's pattern.
+    #[error("`{schedule}.stages` must end with {}:{}, the layer's n:m, got {got:?}", expected.0, expected.1)]
+    LastStage {
+        /// The schedule.
+        schedule: &'static str,
+        /// n and m of the layer.
+        expected: (usize, usize),
+        /// n and m of the last stage.
+        got: Option<(usize, usize)>,
+    },
+    /// The structure, or the schedule, has no such key.
     #[error("`{structure}` has no key `{key}`{}", did_you_mean(.nearest))]
     UnknownKey {
         /// The structure.

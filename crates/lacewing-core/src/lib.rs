@@ -15,11 +15,13 @@
 //!
 //! A structure is one file in `patterns/` (values at chosen places of W), `chains/` (products of block-diagonal
 //! factors), `sums/` (two structures added) or `sketch/` (few values at many places), with its `mod` line and its row in
-//! that folder's table. [`project()`] finds the parameters that bring a structure nearest to a dense matrix.
+//! that folder's table. [`project()`] finds the parameters that bring a structure nearest to a dense matrix. How a structure
+//! changes in training is a [`Schedule`], one file in `schedules/`.
 #![forbid(unsafe_code)]
 
 mod activation;
 pub mod auto_chain;
+mod budget;
 mod butterfly;
 mod canvas;
 pub mod chains;
@@ -30,27 +32,38 @@ mod form;
 mod fourier;
 mod init;
 mod mask;
+mod mask_plan;
 mod masked;
 mod mersenne;
+mod move_plan;
 mod pattern;
 pub mod patterns;
 pub mod project;
 mod registry;
 mod rng;
 pub mod rounding;
+pub mod schedules;
 pub mod sketch;
+mod span;
 mod spectrum;
 mod structure;
 pub mod sums;
 
 pub use activation::Activation;
+pub use budget::Budget;
 pub use config::{Key, Options};
 pub use dense::Dense;
 pub use error::StructureError;
 pub use form::{Chain, Form, Gate, Gather, Link, Sum, Weights};
 pub use init::Init;
+pub use mask_plan::{Decay, GradientPolicy, MaskPhase, MaskPlan, MaskSchedule, Rate, Stages};
+pub use move_plan::{
+    Anneal, FirstMoment, FirstValue, Growth, Move, MovePlan, MoveSchedule, Search, move_places,
+};
 pub use pattern::{Axis, ByColumn, Pattern, PatternKind};
 pub use project::{Projection, Target, project};
 pub use registry::{Built, Origin, Problem, StructureKind, build, restore, structures};
 pub use rng::Rng;
+pub use schedules::Schedule;
+pub use span::{Horizon, Span};
 pub use structure::{Counts, IndexBuffer, ParamSpec, Structure};

@@ -17,6 +17,8 @@ pub(crate) struct Masked {
     pub(crate) name: &'static str,
     pub(crate) pattern: Pattern,
     pub(crate) fan_in: FanIn,
+    /// Whether the places may be any others.
+    pub(crate) free: bool,
     /// As [`Structure::config`] gives it.
     pub(crate) config: Value,
 }
@@ -91,6 +93,14 @@ impl Structure for Masked {
     fn counts(&self) -> Counts {
         let (parameters, n_rows) = (self.pattern.values_len(), self.pattern.grid().0);
         Counts { parameters, bytes: 4 * (parameters + self.pattern.nnz() + n_rows + 1), macs: parameters }
+    }
+
+    fn with_positions(&self, positions: Vec<(u32, u32)>) -> Option<Box<dyn Structure>> {
+        if !self.free {
+            return None;
+        }
+        let pattern = Pattern { positions, ..self.pattern.clone() };
+        Some(Box::new(Self { pattern, config: self.config.clone(), ..*self }))
     }
 
     fn config(&self) -> Value {

@@ -119,6 +119,13 @@ pub trait Structure: Debug + Send + Sync {
         self.counts().parameters as f64 / (self.n_in() as f64 * self.n_out() as f64)
     }
 
+    /// The same structure with its values at other `positions` of the grid, sorted row-major without repetition; none where
+    /// the structure decides itself where they are.
+    fn with_positions(&self, positions: Vec<(u32, u32)>) -> Option<Box<dyn Structure>> {
+        let _ = positions;
+        None
+    }
+
     /// The config it was built from, every default filled in, with its name under `structure`.
     fn config(&self) -> serde_json::Value;
 

@@ -109,7 +109,7 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
     config["mask"] = json!(mask);
     config["global_size"] = json!(global_size);
     config["pad"] = json!(pad);
-    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Row, config }))
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Row, free: true, config }))
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {

@@ -174,7 +174,7 @@ pub(crate) fn flat_butterfly(options: &Options, problem: &Problem<'_>) -> Result
         "shuffle": shuffle,
         "pad": options.flag("pad")?,
     });
-    Ok(Masked { name: NAME, pattern, fan_in: FanIn::Row, config })
+    Ok(Masked { name: NAME, pattern, fan_in: FanIn::Row, free: false, config })
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {

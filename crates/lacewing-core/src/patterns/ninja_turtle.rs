@@ -92,7 +92,7 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
         "block": [block.0, block.1],
         "repeat": repeat,
     });
-    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, config }))
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, free: false, config }))
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {

@@ -48,7 +48,7 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
         numbers.into_iter().map(|number| tiles.at(number as usize)).collect()
     })?;
     let config = json!({"structure": NAME, "window": window, "density": density});
-    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, config }))
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, free: false, config }))
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {

@@ -66,7 +66,7 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
         "global_size": n_global,
         "block": [block.0, block.1],
     });
-    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, config }))
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, free: false, config }))
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {

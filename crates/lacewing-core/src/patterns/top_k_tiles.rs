@@ -50,7 +50,7 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
         keep_largest(&means, kept).into_iter().map(|number| tiles.at(number)).collect()
     })?;
     let config = json!({"structure": NAME, "window": window, "density": density});
-    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, config }))
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Mean, free: false, config }))
 }
 
 /// Mean magnitude of each tile over the weights it has, row-major in W.

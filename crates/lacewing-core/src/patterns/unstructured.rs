@@ -58,7 +58,7 @@ fn build(options: &Options, problem: &Problem<'_>) -> Built {
         positions,
         kind: PatternKind::Unstructured,
     };
-    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Row, config }))
+    Ok(Box::new(Masked { name: NAME, pattern, fan_in: FanIn::Row, free: true, config }))
 }
 
 fn samples() -> Vec<Box<dyn Structure>> {

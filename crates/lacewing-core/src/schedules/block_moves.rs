@@ -1,0 +1,25 @@
+//! Block moves: the blocks of the smallest norm are drawn anew at random free places, a constant share at each update.
+
+use super::{Schedule, ScheduleKind};
+use crate::MoveSchedule;
+use crate::config::Key;
+use crate::move_plan::{BEGIN, END, EVERY, Growth, MOMENT_SCALE, MOMENTS, POWER, SCALE, VALUE};
+
+/// The row of the table.
+pub(super) static KIND: ScheduleKind = ScheduleKind {
+    name: "block_moves",
+    about: "the blocks of the smallest norm are drawn anew at random free places",
+    keys: &[
+        BEGIN,
+        END,
+        EVERY,
+        Key::new("fraction", "share of the blocks that move, 0 to 1", "0.1"),
+        Key::new("anneal", "how the share falls: cosine | constant | exponential", "\"constant\""),
+        POWER,
+        Key::new("value", VALUE, "\"uniform\""),
+        SCALE,
+        MOMENTS,
+        MOMENT_SCALE,
+    ],
+    build: |options| Ok(Schedule::Moves(MoveSchedule::read(options, Growth::Random, false)?)),
+};

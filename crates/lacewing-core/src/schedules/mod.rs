@@ -1,0 +1,117 @@
+//! Schedules: how the structure of a layer changes with the global optimizer step. One file a schedule, one row here.
+//!
+//! A schedule is of one of two kinds. With *masks* all weights are stored, and at each step the ones that count are chosen
+//! among them ([`MaskSchedule`]). With *moves* only kept weights are stored, and now and then some change their places
+//! ([`MoveSchedule`]). Both are pure functions of the step, the weights and the seed.
+
+use serde_json::{Map, Value};
+
+use crate::config::nearest;
+use crate::{Form, Key, MaskSchedule, MoveSchedule, Options, PatternKind, Structure, StructureError};
+
+mod block_moves;
+mod mask_decay;
+mod rigl;
+mod set;
+mod sr_ste;
+mod straight_through;
+mod structure_decay;
+
+/// Every schedule.
+pub static TABLE: &[&ScheduleKind] = &[
+    &straight_through::KIND,
+    &sr_ste::KIND,
+    &mask_decay::KIND,
+    &structure_decay::KIND,
+    &rigl::KIND,
+    &set::KIND,
+    &block_moves::KIND,
+];
+
+/// One row of the table of schedules.
+#[derive(Debug)]
+pub struct ScheduleKind {
+    /// The name in configs.
+    pub name: &'static str,
+    /// One line on what it is.
+    pub about: &'static str,
+    /// The keys of its config, without `name`.
+    pub keys: &'static [Key],
+    build: fn(&Options) -> Result<Schedule, StructureError>,
+}
+
+/// How a structure changes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Schedule {
+    /// All weights are stored, a mask is chosen at each step.
+    Masks(MaskSchedule),
+    /// Kept weights are stored, some move now and then.
+    Moves(MoveSchedule),
+}
+
+impl Schedule {
+    /// Reads a name (`"rigl"`) or a map (`{"name": "rigl", "every": "50 steps"}`).
+    ///
+    /// # Errors
+    ///
+    /// [`StructureError::NotASchedule`], [`StructureError::UnknownSchedule`]; unknown keys, values of a wrong type or
+    /// outside their range.
+    pub fn from_json(config: &Value) -> Result<Self, StructureError> {
+        let empty = Map::new();
+        let (name, map) = match config {
+            Value::String(name) => (name.as_str(), &empty),
+            Value::Object(map) => match map.get("name") {
+                Some(Value::String(name)) => (name.as_str(), map),
+                _ => return Err(StructureError::NotASchedule { got: config.to_string() }),
+            },
+            _ => return Err(StructureError::NotASchedule { got: config.to_string() }),
+        };
+        let kind = TABLE.iter().find(|kind| kind.name == name).ok_or_else(|| {
+            let nearest = nearest(name, TABLE.iter().map(|kind| kind.name));
+            StructureError::UnknownSchedule { name: name.to_owned(), nearest }
+        })?;
+        let mut map = map.clone();
+        map.shift_remove("name");
+        (kind.build)(&Options::new(kind.name, kind.keys, &map)?)
+    }
+
+    /// The name of its row.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Masks(masks) => masks.name,
+            Self::Moves(moves) => moves.name,
+        }
+    }
+
+    /// The config it was read from, every default filled in.
+    pub fn config(&self) -> Value {
+        match self {
+            Self::Masks(masks) => masks.config(),
+            Self::Moves(moves) => moves.config(),
+        }
+    }
+
+    /// Checks that a structure can change so: masks need N:M, moves a pattern whose places are free.
+    ///
+    /// # Errors
+    ///
+    /// [`StructureError::Unscheduled`].
+    pub fn check(&self, structure: &dyn Structure) -> Result<(), StructureError> {
+        let refused = |needs| {
+            let (schedule, structure) = (self.name(), structure.name());
+            Err(StructureError::Unscheduled { schedule, structure, needs })
+        };
+        match (self, structure.form()) {
+            (Self::Masks(_), Form::Pattern(pattern)) if matches!(pattern.kind, PatternKind::Nm { .. }) => {
+                Ok(())
+            }
+            (Self::Masks(_), _) => refused("`nm`"),
+            (Self::Moves(_), Form::Pattern(pattern))
+                if structure.with_positions(pattern.positions.clone()).is_some() =>
+            {
+                Ok(())
+            }
+            (Self::Moves(_), _) => refused("`unstructured` or `block_sparse`"),
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Straight-through: the N:M mask is chosen anew at each step, and dropped weights get the gradient as if there were none.
+
+use super::{Schedule, ScheduleKind};
+use crate::MaskSchedule;
+use crate::mask_plan::{ALIGN, DENSE, FINE_TUNE, GRADIENT};
+
+/// The row of the table.
+pub(super) static KIND: ScheduleKind = ScheduleKind {
+    name: "straight_through",
+    about: "N:M by magnitude at each step; dropped weights get the gradient too",
+    keys: &[GRADIENT, DENSE, FINE_TUNE, ALIGN],
+    build: |options| Ok(Schedule::Masks(MaskSchedule::read(options)?)),
+};
