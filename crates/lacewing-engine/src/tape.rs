@@ -157,6 +157,12 @@ impl Cx {
         self.param_leaf(id, self.params.compute(id))
     }
 
+    /// A parameter that counts as `value`, of its shape: the gradient of what was made of it is taken for its own
+    /// (straight-through).
+    pub fn param_as(&self, id: ParamId, value: &Tensor) -> Var {
+        self.param_leaf(id, value.clone())
+    }
+
     /// A parameter in f32: for norms, whose arithmetic is f32 throughout.
     pub fn param_f32(&self, id: ParamId) -> Var {
         self.param_leaf(id, self.params.master(id))

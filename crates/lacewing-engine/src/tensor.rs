@@ -251,6 +251,18 @@ impl Tensor {
         Ok(())
     }
 
+    /// Overwrites the tensor with the elements of `from`.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Shape`], [`EngineError::DType`] or [`EngineError::Device`] when they differ in it.
+    pub fn set_from(&self, from: &Self) -> Result<()> {
+        from.expect_shape("set", "from", &self.shape)?;
+        from.expect_dtype("set", "from", self.dtype)?;
+        from.expect_device("set", "from", self)?;
+        self.copy_from(from)
+    }
+
     /// The same elements in storage of their own.
     pub(crate) fn duplicate(&self) -> Result<Self> {
         let copy = self.like(&self.shape)?;
@@ -405,7 +417,7 @@ impl Tensor {
 
     /// The same tensor, its writes numbered on a GPU too: whoever lets a kernel write to it, or to what shares its
     /// storage from now on, says so by [`Tensor::wrote`].
-    pub(crate) fn numbered(self) -> Self {
+    pub fn numbered(self) -> Self {
         let storage = match self.storage {
             Storage::Cuda(gpu, region, _) => {
                 Storage::Cuda(gpu, region, Some(Arc::new(AtomicU64::new(next_write()))))

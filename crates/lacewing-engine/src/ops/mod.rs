@@ -6,6 +6,7 @@ pub mod block_linear;
 pub mod block_sparse;
 pub mod chain;
 pub mod copy2d;
+pub mod dense_gradient;
 pub mod dropout;
 pub mod elementwise;
 pub mod gather;
@@ -14,6 +15,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod matmul;
 pub mod monarch;
+pub mod nm_scale;
 pub(crate) mod optimizer;
 pub mod patchify;
 pub mod scatter;
@@ -29,6 +31,7 @@ pub use block_linear::block_linear;
 pub use block_sparse::{BlockIndex, block_sparse_linear};
 pub use chain::{ChainPlan, chain};
 pub use copy2d::resize_cols;
+pub use dense_gradient::DenseGradient;
 pub use dropout::{drop_path_scale, dropout};
 pub use elementwise::{add, cast, gated_sum, residual, scale};
 pub use gather::{GatherIndex, gather};
@@ -36,6 +39,7 @@ pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{FilledWeight, PackedWeight, linear, linear_packed};
 pub use matmul::matmul;
 pub use monarch::{MonarchPlan, monarch};
+pub use nm_scale::{NmFactors, NmGroups, nm_scale};
 pub use patchify::patchify;
 pub use scatter::scatter_blocks;
 pub use softmax_cross_entropy::{Target, ranks, softmax_cross_entropy};
@@ -55,6 +59,7 @@ pub static SOURCES: &[&lacewing_cuda::Source] = &[
     &elementwise::cuda::SOURCE,
     &gather::cuda::SOURCE,
     &layer_norm::cuda::SOURCE,
+    &nm_scale::cuda::SOURCE,
     &optimizer::cuda::SOURCE,
     &patchify::cuda::SOURCE,
     &scatter::cuda::SOURCE,
