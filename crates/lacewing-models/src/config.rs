@@ -119,6 +119,38 @@ impl ModelConfig {
         self
     }
 
+    /// The same model with structures that stay as they are: schedules are left out, and each of `layers`, by its name, has
+    /// the structure given, whatever a rule or a group says.
+    ///
+    /// # Errors
+    ///
+    /// As [`ModelConfig::from_json`].
+    pub fn without_schedules(&self, layers: &[(String, Value)]) -> Result<Self> {
+        let mut config = self.clone();
+        let own = layers.iter().map(|(layer, structure)| {
+            let mut rule = match structure {
+                Value::Object(map) => map.clone(),
+                name => Map::from_iter([("structure".to_owned(), name.clone())]),
+            };
+            rule.insert("match".to_owned(), Value::from(layer.as_str()));
+            Value::Object(rule)
+        });
+        let mut rules: Vec<Value> = own.collect();
+        rules.extend(config.structures.get("rules").and_then(Value::as_array).into_iter().flatten().cloned());
+        if !rules.is_empty() {
+            config.structures.insert("rules".to_owned(), rules.into());
+        }
+        let lists = config.structures.values_mut().flat_map(|value| match value {
+            Value::Array(list) => list.iter_mut().collect(),
+            other => vec![other],
+        });
+        for map in lists.filter_map(Value::as_object_mut) {
+            map.shift_remove("schedule");
+        }
+        config.rules = config.read_rules()?;
+        Ok(config)
+    }
+
     /// The config in full: reading it gives this one again.
     pub fn to_json(&self) -> Value {
         let mut map = Map::new();
@@ -137,7 +169,8 @@ impl ModelConfig {
         let mut builder = builder.with_rules(self.rules.clone());
         let model = (self.family.build)(&self.values, &mut builder)?;
         let built = builder.finish()?;
-        Ok(BuiltModel { model, params: built.params, summary: built.summary, buffers: built.buffers })
+        let lacewing_nn::Built { params, summary, buffers, evolving } = built;
+        Ok(BuiltModel { model, params, summary, buffers, evolving })
     }
 
     /// What the model costs, without making it.

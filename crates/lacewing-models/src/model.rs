@@ -3,7 +3,7 @@
 use crate::Result;
 use lacewing_core::IndexBuffer;
 use lacewing_engine::{Cx, EngineError, Params, Tensor, Var};
-use lacewing_nn::{ModelBuilder, Summary};
+use lacewing_nn::{Evolving, ModelBuilder, Summary};
 use serde_json::Value;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -35,6 +35,8 @@ pub struct BuiltModel {
     pub summary: Summary,
     /// Index buffers under their dotted names, for checkpoints.
     pub buffers: Vec<IndexBuffer>,
+    /// The layers whose structure changes in training.
+    pub evolving: Vec<Evolving>,
 }
 
 /// One row of the table of models.

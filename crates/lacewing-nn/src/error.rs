@@ -51,6 +51,14 @@ pub enum NnError {
         /// The config found.
         got: String,
     },
+    /// A rule whose schedule cannot be read.
+    #[error("rule `{pattern}`: {source}")]
+    Schedule {
+        /// The rule's pattern.
+        pattern: String,
+        /// What is wrong with the schedule.
+        source: Box<StructureError>,
+    },
     /// A rule whose pattern is no glob.
     #[error("rule `{pattern}` is not a glob: {source}")]
     Glob {

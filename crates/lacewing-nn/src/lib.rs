@@ -24,6 +24,7 @@ mod conv2d;
 mod drop_path;
 mod dropout;
 mod error;
+mod evolving;
 pub mod linear;
 mod mlp;
 mod module;
@@ -38,6 +39,7 @@ pub use conv2d::{Conv2d, Conv2dOptions, channels_first, channels_last, unfold_we
 pub use drop_path::DropPath;
 pub use dropout::Dropout;
 pub use error::{NnError, Result};
+pub use evolving::{Evolving, First, Follower};
 pub use linear::{BiasInit, Linear, LinearOptions};
 pub use mlp::{Mlp, MlpOptions};
 pub use module::{Built, LayerInfo, ModelBuilder, Scope, Summary};

@@ -5,8 +5,8 @@
 //! layer that is added or removed leaves the others as they were.
 
 use crate::linear::{Linear, LinearOptions};
-use crate::{NnError, Result, Rules};
-use lacewing_core::{IndexBuffer, ParamSpec, Rng, Structure};
+use crate::{Choice, Evolving, NnError, Result, Rules};
+use lacewing_core::{IndexBuffer, MaskPhase, ParamSpec, Rng, Schedule, Structure};
 use lacewing_engine::{DType, Device, ParamId, Params, ParamsBuilder};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -78,6 +78,8 @@ pub struct Built {
     pub summary: Summary,
     /// Index buffers under their dotted names; with the config they define every structure. For checkpoints.
     pub buffers: Vec<IndexBuffer>,
+    /// The layers whose structure changes in training. Those under masks have their final one, until told otherwise.
+    pub evolving: Vec<Evolving>,
 }
 
 /// Where first values come from.
@@ -102,6 +104,7 @@ pub struct ModelBuilder {
     /// Index buffers of a checkpoint that no layer has taken yet.
     saved: BTreeMap<String, IndexBuffer>,
     buffers: Vec<IndexBuffer>,
+    evolving: Vec<Evolving>,
     summary: Summary,
 }
 
@@ -145,6 +148,7 @@ impl ModelBuilder {
             rules: Rules::default(),
             saved: BTreeMap::new(),
             buffers: Vec::new(),
+            evolving: Vec::new(),
             summary: Summary::default(),
         })
     }
@@ -181,7 +185,16 @@ impl ModelBuilder {
         if let Some(name) = self.saved.into_keys().next() {
             return Err(NnError::UnknownBuffer { name });
         }
-        Ok(Built { params: self.params.build()?, summary: self.summary, buffers: self.buffers })
+        let params = self.params.build()?;
+        for layer in self.evolving.iter().filter(|_| self.values != Values::None) {
+            let structure = layer.structure();
+            let lacewing_core::Form::Pattern(pattern) = structure.form() else { continue };
+            if let lacewing_core::PatternKind::Nm { n, m, .. } = pattern.kind {
+                layer.mask(&params, MaskPhase::Masked { n, m, rest: 0.0 }, params.flat_master())?;
+            }
+        }
+        let (summary, buffers, evolving) = (self.summary, self.buffers, self.evolving);
+        Ok(Built { params, summary, buffers, evolving })
     }
 
     fn add(
@@ -294,7 +307,8 @@ impl Scope<'_> {
     ) -> Result<Linear> {
         let layer = self.name(name);
         let choice = self.builder.rules.choose(&layer);
-        let structure = if self.builder.values == Values::Zeros {
+        let masked = matches!(choice.schedule, Some(Schedule::Masks(_)));
+        let structure = if self.builder.values == Values::Zeros && !masked {
             let buffers = self.take_saved(&layer);
             lacewing_core::restore(&choice.structure, n_in, n_out, &buffers)
         } else {
@@ -302,13 +316,13 @@ impl Scope<'_> {
             let seed = self.builder.rng.fork(&layer).fork("structure").key();
             lacewing_core::build(&choice.structure, n_in, n_out, seed, None)
         };
-        let structure = structure.map_err(|source| NnError::Structure {
-            layer,
-            n_in,
-            n_out,
-            source: Box::new(source),
-        })?;
-        self.linear_of(name, structure, choice.kernel.as_deref(), options)
+        let refused = |source| NnError::Structure { layer, n_in, n_out, source: Box::new(source) };
+        let checked = structure.and_then(|structure| {
+            let schedule = choice.schedule.as_ref();
+            schedule.map_or(Ok(()), |schedule| schedule.check(structure.as_ref()))?;
+            Ok(structure)
+        });
+        self.scheduled(name, checked.map_err(refused)?, choice, options)
     }
 
     /// A linear layer of a given structure, run by the kernel called `kernel` or else the first that takes it.
@@ -323,14 +337,33 @@ impl Scope<'_> {
         kernel: Option<&str>,
         options: LinearOptions,
     ) -> Result<Linear> {
+        let kernel = kernel.map(str::to_owned);
+        self.scheduled(name, structure, Choice { kernel, ..Choice::dense() }, options)
+    }
+
+    /// A linear layer of `structure`, the kernel and the schedule being those of `choice`.
+    fn scheduled(
+        &mut self,
+        name: &str,
+        structure: Box<dyn Structure>,
+        choice: Choice,
+        options: LinearOptions,
+    ) -> Result<Linear> {
         let layer = self.name(name);
-        let linear = Linear::build(&mut self.scope(name), structure, kernel, options)?;
+        let (kernel, schedule) = (choice.kernel.as_deref(), choice.schedule.as_ref());
+        let linear = Linear::build(&mut self.scope(name), structure, kernel, schedule, options)?;
         let structure = linear.structure();
-        for mut buffer in structure.buffers() {
-            buffer.name = format!("{layer}.{}", buffer.name);
-            self.builder.buffers.push(buffer);
-        }
         let counts = structure.counts();
+        if matches!(schedule, Some(Schedule::Masks(_))) {
+            // All weights were counted as they were added; the file has the packed ones.
+            let stored = structure.n_in() * structure.n_out();
+            self.builder.summary.bytes -= 4 * stored.saturating_sub(counts.parameters);
+        } else {
+            for mut buffer in structure.buffers() {
+                buffer.name = format!("{layer}.{}", buffer.name);
+                self.builder.buffers.push(buffer);
+            }
+        }
         let bias = if linear.bias().is_some() { structure.n_out() } else { 0 };
         // The values were counted as they were added; the rest of a packed file are indices.
         self.builder.summary.bytes += counts.bytes.saturating_sub(4 * counts.parameters);
@@ -366,6 +399,10 @@ impl Scope<'_> {
             ids.push(self.parameter(&spec.name, &spec.shape, spec.decay, |_| own)?);
         }
         Ok(ids)
+    }
+
+    pub(crate) fn add_evolving(&mut self, layer: Evolving) {
+        self.builder.evolving.push(layer);
     }
 
     pub(crate) fn device(&self) -> &Device {

@@ -1,12 +1,13 @@
 //! Which layer gets which structure: ordered rules on dotted names.
 //!
 //! A rule is a map: `match` is a glob, or a regular expression between slashes; the rest is a structure's config, and
-//! `kernel` forces a row of the kernel table. **The first rule that matches a layer decides**; a layer that none matches is
+//! `kernel` forces a row of the kernel table and `schedule` says how the structure changes in training. **The first rule that matches a layer decides**; a layer that none matches is
 //! dense. In a glob `*` matches anything, dots included (`*.mlp.*` matches `blocks.3.mlp.fc1`), `?` one character,
 //! `[0-3]` a range and `{a,b}` either; it must match the whole name. A regular expression may match any part.
 
 use crate::{NnError, Result};
 use globset::{GlobBuilder, GlobMatcher};
+use lacewing_core::Schedule;
 use regex::Regex;
 use serde_json::{Map, Value};
 
@@ -34,19 +35,21 @@ pub struct Choice {
     pub structure: Value,
     /// The kernel forced by name.
     pub kernel: Option<String>,
+    /// How the structure changes in training.
+    pub schedule: Option<Schedule>,
 }
 
 impl Choice {
     /// Dense, any kernel: what a layer gets when no rule matches it.
     pub fn dense() -> Self {
-        Self { structure: Value::from("dense"), kernel: None }
+        Self { structure: Value::from("dense"), kernel: None, schedule: None }
     }
 
     /// Reads `"monarch"` or `{"structure": "monarch", "blocks": 8, "kernel": "chain"}` for the rule `pattern`.
     fn from_json(pattern: &str, config: &Value) -> Result<Self> {
         let wrong = |key| NnError::RuleConfig { pattern: pattern.to_owned(), key, got: config.to_string() };
         let mut map = match config {
-            Value::String(_) => return Ok(Self { structure: config.clone(), kernel: None }),
+            Value::String(_) => return Ok(Self { structure: config.clone(), kernel: None, schedule: None }),
             Value::Object(map) => map.clone(),
             _ => return Err(wrong("structure")),
         };
@@ -58,7 +61,15 @@ impl Choice {
             Some(Value::String(name)) => Some(name),
             Some(_) => return Err(wrong("kernel")),
         };
-        Ok(Self { structure: Value::Object(map), kernel })
+        let schedule = match map.shift_remove("schedule") {
+            None | Some(Value::Null) => None,
+            Some(schedule) => {
+                let pattern = pattern.to_owned();
+                let wrong = |source| NnError::Schedule { pattern, source: Box::new(source) };
+                Some(Schedule::from_json(&schedule).map_err(wrong)?)
+            }
+        };
+        Ok(Self { structure: Value::Object(map), kernel, schedule })
     }
 }
 

@@ -82,6 +82,64 @@ fn a_stopped_and_continued_run_on_a_gpu_equals_an_unbroken_one() {
     ]);
 }
 
+/// Every kind of schedule: masks that fade in stages, with the averages' mask; moves by gradients and at random, of weights
+/// and of blocks. Steps at which the run is cut lie between updates and inside stages.
+const SCHEDULES: &[&[(&str, &str)]] = &[
+    &[
+        (
+            "model.fc1",
+            "{structure: nm, n: 1, m: 8, schedule: {name: mask_decay, decay: linear, fine_tune: 0.2}}",
+        ),
+        ("model.fc2", "{structure: nm, n: 2, m: 4, axis: col, schedule: {name: sr_ste, decoupled: true}}"),
+    ],
+    &[
+        (
+            "model.fc1",
+            "{structure: nm, n: 1, m: 4, schedule: {name: structure_decay, dense: 0.1, gradient: masked}}",
+        ),
+        (
+            "model.fc2",
+            "{structure: nm, n: 1, m: 4, schedule: {name: structure_decay, stages: fine, decay: exp}}",
+        ),
+    ],
+    &[
+        (
+            "model.fc1",
+            "{structure: unstructured, density: 0.2, schedule: {name: rigl, every: 3 steps, end: 1}}",
+        ),
+        (
+            "model.fc2",
+            "{structure: unstructured, density: 0.2, schedule: {name: set, every: 2 steps, end: 1, moments: keep}}",
+        ),
+    ],
+    &[
+        (
+            "model.fc1",
+            "{structure: block_sparse, block: 8, density: 0.4, schedule: \
+             {name: rigl, every: 2 steps, end: 1, moments: gradient, value: normal}}",
+        ),
+        (
+            "model.fc2",
+            "{structure: block_sparse, block: 8, density: 0.4, schedule: {name: block_moves, every: 1 steps, end: 1}}",
+        ),
+    ],
+];
+
+#[test]
+fn runs_with_schedules_continue_to_the_bit() {
+    SCHEDULES.iter().for_each(|changes| continued_runs_equal_unbroken_ones(changes));
+}
+
+#[test]
+fn runs_with_schedules_on_a_gpu_continue_to_the_bit() {
+    if std::env::var_os("LACEWING_TEST_CUDA").is_none_or(|value| value != "1") {
+        return eprintln!("skipped: set LACEWING_TEST_CUDA=1 on a machine with a GPU");
+    }
+    for changes in SCHEDULES {
+        continued_runs_equal_unbroken_ones(&[changes, &[("device", "cuda:0")][..]].concat());
+    }
+}
+
 fn continued_runs_equal_unbroken_ones(changes: &[(&str, &str)]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let at = |name: &str| folder.path().join(name);

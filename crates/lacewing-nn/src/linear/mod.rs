@@ -13,12 +13,15 @@ mod merged;
 mod scatter_dense;
 mod sum;
 
+use crate::evolving::{Effective, Evolving, Kind, Watch};
 use crate::module::Scope;
 use crate::{NnError, Result};
-use lacewing_core::{Form, Init, Structure};
-use lacewing_engine::ops::{self, Activation};
+use lacewing_core::{Dense, Form, Init, Schedule, Structure};
+use lacewing_engine::ops::{self, Activation, DenseGradient};
 use lacewing_engine::{Cx, DType, Device, EngineError, ParamId, Var};
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Every kernel of a linear layer, best first. `scatter_dense` takes any pattern, so every structure has a row.
 pub static KERNELS: &[Kernel] = &[
@@ -176,35 +179,88 @@ pub enum BiasInit {
 /// `y = f(x Wᵀ + b)` with W of any structure.
 #[derive(Debug)]
 pub struct Linear {
-    structure: Box<dyn Structure>,
+    running: Arc<Running>,
+    n_in: usize,
     weights: Vec<ParamId>,
     bias: Option<ParamId>,
     activation: Activation,
-    product: Box<dyn Product>,
+    changes: Option<Kind>,
+}
+
+/// What a layer multiplies by now, and what it takes to replace it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    now: RwLock<Now>,
+    dtype: DType,
+    device: Device,
+    forced: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Now {
+    structure: Arc<dyn Structure>,
+    product: Arc<dyn Product>,
+}
+
+impl Running {
+    pub(crate) fn structure(&self) -> Arc<dyn Structure> {
+        self.now().structure
+    }
+
+    /// Goes on with another structure, whose parameters have the same shapes.
+    pub(crate) fn replace(&self, structure: Box<dyn Structure>) -> Result<(), EngineError> {
+        let device = kind_of(&self.device);
+        let forced = self.forced.as_deref();
+        let problem = Problem { structure: structure.as_ref(), dtype: self.dtype, device, forced };
+        let product = problem.prepare(&self.device)?.into();
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) =
+            Now { structure: structure.into(), product };
+        Ok(())
+    }
+
+    fn now(&self) -> Now {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn kind_of(device: &Device) -> DeviceKind {
+    if matches!(device, Device::Cpu) { DeviceKind::Cpu } else { DeviceKind::Cuda }
 }
 
 impl Linear {
-    /// Adds the parameters of `structure` and a bias to `scope`.
+    /// Adds the parameters of `structure` and a bias to `scope`. Under a schedule of masks all weights are stored and
+    /// multiplied, and `structure` says what they are to be packed into.
     pub(crate) fn build(
         scope: &mut Scope<'_>,
         structure: Box<dyn Structure>,
         forced: Option<&str>,
+        schedule: Option<&Schedule>,
         options: LinearOptions,
     ) -> Result<Self> {
-        let device = if matches!(scope.device(), Device::Cpu) { DeviceKind::Cpu } else { DeviceKind::Cuda };
-        let problem = Problem { structure: structure.as_ref(), dtype: scope.compute(), device, forced };
+        let (n_in, n_out) = (structure.n_in(), structure.n_out());
+        let changes = schedule.map(|schedule| match schedule {
+            Schedule::Masks(_) => Kind::Masked(Arc::new(Effective::new())),
+            Schedule::Moves(_) => {
+                let gradient = DenseGradient::new(n_out, n_in);
+                Kind::Moving(Arc::new(Watch { gradient, is_on: AtomicBool::new(false) }))
+            }
+        });
+        let dense = Dense { n_in, n_out };
+        let run: &dyn Structure =
+            if matches!(changes, Some(Kind::Masked(_))) { &dense } else { structure.as_ref() };
+        let device = kind_of(scope.device());
+        let problem = Problem { structure: run, dtype: scope.compute(), device, forced };
         if let Some(kernel) = forced
             && !problem.heeds()
         {
-            return Err(refusal(scope.path(), kernel, structure.as_ref()));
+            return Err(refusal(scope.path(), kernel, run));
         }
         let product = problem.prepare(scope.device())?;
-        let weights = scope.parameters(&structure.params(), |rng| structure.init(options.init, rng))?;
-        let n_out = structure.n_out();
+        let weights = scope.parameters(&run.params(), |rng| run.init(options.init, rng))?;
         let bias = if options.bias {
-            let reached = structure.takes_model_init() || options.init == Init::Zeros;
+            let reached = run.takes_model_init() || options.init == Init::Zeros;
             let rule = if reached { options.bias_init } else { BiasInit::Default };
-            let bound = structure.bias_bound();
+            let bound = run.bias_bound();
             let id = scope.parameter("bias", &[n_out], false, |mut rng| match rule {
                 BiasInit::Default => (0..n_out).map(|_| rng.uniform(-bound, bound) as f32).collect(),
                 BiasInit::Zeros => vec![0.0; n_out],
@@ -214,7 +270,23 @@ impl Linear {
         } else {
             None
         };
-        Ok(Self { structure, weights, bias, activation: options.activation, product })
+        let now = Now { structure: structure.into(), product: product.into() };
+        let running = Arc::new(Running {
+            now: RwLock::new(now),
+            dtype: scope.compute(),
+            device: scope.device().clone(),
+            forced: forced.map(str::to_owned),
+        });
+        if let (Some(schedule), Some(kind)) = (schedule, &changes) {
+            scope.add_evolving(Evolving {
+                name: scope.path().to_owned(),
+                schedule: schedule.clone(),
+                weight: weights[0],
+                running: running.clone(),
+                kind: kind.clone(),
+            });
+        }
+        Ok(Self { running, n_in, weights, bias, activation: options.activation, changes })
     }
 
     /// `y = f(x Wᵀ + b)`.
@@ -225,7 +297,7 @@ impl Linear {
     ///
     /// [`EngineError::Shape`] when `x` has another last dimension; what the device reports.
     pub fn forward(&self, cx: &Cx, x: &Var) -> Result<Var, EngineError> {
-        let n_in = self.structure.n_in();
+        let n_in = self.n_in;
         // Checked here because padding to a structure's size would hide it.
         if x.shape().last() != Some(&n_in) {
             let expected = format!("[..., {n_in}]");
@@ -234,17 +306,30 @@ impl Linear {
         if let Some(&first) = self.weights.first() {
             cx.observe(first, x.value())?;
         }
-        let weights: Vec<Var> = self.weights.iter().map(|&id| cx.param(id)).collect();
+        let effective = match &self.changes {
+            Some(Kind::Masked(effective)) => effective.get(),
+            _ => None,
+        };
+        let of = |&id: &ParamId| effective.map_or_else(|| cx.param(id), |value| cx.param_as(id, value));
+        let weights: Vec<Var> = self.weights.iter().map(of).collect();
         let bias = self.bias.map(|id| cx.param(id));
-        self.product.run(cx, x, &weights, bias.as_ref(), self.activation)
+        let product = self.running.now().product;
+        match &self.changes {
+            Some(Kind::Moving(watch)) if cx.is_training() && watch.is_on.load(Ordering::Relaxed) => {
+                let y = product.run(cx, x, &weights, None, Activation::Identity)?;
+                let y = watch.gradient.watch(cx, x, &y)?;
+                ops::bias_activation(cx, y, bias.as_ref(), self.activation)
+            }
+            _ => product.run(cx, x, &weights, bias.as_ref(), self.activation),
+        }
     }
 
-    /// The structure of W.
-    pub fn structure(&self) -> &dyn Structure {
-        self.structure.as_ref()
+    /// The structure of W as it is now; under a schedule of masks the one that it is to be packed into.
+    pub fn structure(&self) -> Arc<dyn Structure> {
+        self.running.structure()
     }
 
-    /// The parameters of the structure, in its order.
+    /// The parameters of the structure, in its order; under a schedule of masks the dense weight.
     pub fn weights(&self) -> &[ParamId] {
         &self.weights
     }
@@ -256,7 +341,7 @@ impl Linear {
 
     /// The kernels that run it.
     pub fn kernel(&self) -> String {
-        self.product.kernel()
+        self.running.now().product.kernel()
     }
 }
 

@@ -5,7 +5,9 @@
 
 mod contender;
 mod event;
+mod evolution;
 mod output;
+mod pack;
 mod steps;
 mod trainee;
 
@@ -19,9 +21,12 @@ use crate::error::TrainError;
 use crate::evaluate::latency;
 use crate::recipe::{OptimizerName, Recipe};
 use crate::report::Row;
+use evolution::Evolution;
+use lacewing_core::Horizon;
 use lacewing_engine::Device;
 use lacewing_models::ModelError;
-use lacewing_nn::Summary;
+use lacewing_nn::{ModelBuilder, Summary};
+use pack::Packed;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -85,8 +90,13 @@ pub fn train(
     let data = open_data(&recipe)?;
     let (train_loader, test_loader) = loaders(&recipe, &data)?;
     let contenders = contender::fit(&mut recipe, train_loader.image_shape(), &data)?;
-    let summaries: Vec<Summary> =
-        contenders.iter().map(|contender| contender.config.summary()).collect::<Result<_, _>>()?;
+    let plan = Plan::new(&recipe, train_loader.batches_per_epoch() as u64);
+    let mut summaries = Vec::new();
+    for contender in &contenders {
+        let counted = contender.config.build(ModelBuilder::counting().map_err(ModelError::from)?)?;
+        Evolution::plan(counted.evolving, plan.horizon(), recipe.seed)?;
+        summaries.push(counted.summary);
+    }
     output.require_space(summaries.iter().map(|summary| bytes_on_disk(&recipe, summary)).sum())?;
     for contender in contenders.iter().filter(|_| start == Start::Resume) {
         let path = output.checkpoint(contender.folder.as_deref());
@@ -99,7 +109,6 @@ pub fn train(
         listen(&Event::Warning { text: format!("left out, it does not decode: {name}") });
     }
 
-    let plan = Plan::new(&recipe, train_loader.batches_per_epoch() as u64);
     let schedule = recipe.schedule(plan.total_steps, plan.batches_per_epoch / plan.accumulate)?;
     let known_rows = if start == Start::Resume { output.summary()? } else { Vec::new() };
     let mut rows: Vec<Row> = Vec::new();
@@ -114,7 +123,7 @@ pub fn train(
             rows.push(row.clone());
             continue;
         }
-        let mut trainee = Trainee::new(contender, &recipe, &device, saved.as_ref(), init.as_ref())?;
+        let mut trainee = Trainee::new(contender, &recipe, plan, &device, saved.as_ref(), init.as_ref())?;
         let from_step = trainee.progress.step;
         output.rewind_metrics(&contender.label, from_step)?;
         let mut emit = |event: Event| -> Result<(), TrainError> {
@@ -237,13 +246,19 @@ pub fn calibration_loader(recipe: &Recipe, data: &Dataset) -> Result<Loader, Tra
 /// The row of a trained model.
 fn measure(trainee: &mut Trainee, accuracy: f64) -> Result<Row, TrainError> {
     let image = trainee.progress.input.image;
-    let latency_ms = trainee.with_average(|trainee| latency(&*trainee.model, &trainee.params, image))?;
+    // Speed and size are those of the model as it is executed.
+    let (latency_ms, summary) = trainee.with_average(|trainee, by| {
+        Ok(match trainee.packed(by)? {
+            Some(Packed { built, .. }) => (latency(&*built.model, &built.params, image)?, built.summary),
+            None => (latency(&*trainee.model, &trainee.params, image)?, trainee.summary.clone()),
+        })
+    })?;
     Ok(Row {
         name: trainee.progress.label.clone(),
         accuracy,
-        parameters: trainee.summary.parameters,
-        bytes: trainee.summary.bytes,
-        macs: trainee.summary.macs(),
+        parameters: summary.parameters,
+        bytes: summary.bytes,
+        macs: summary.macs(),
         train_images_per_s: trainee.progress.train_images_per_s,
         latency_ms,
     })
@@ -266,6 +281,12 @@ impl Plan {
         let total_steps = (recipe.train.epochs.saturating_mul(batches_per_epoch) / accumulate).max(1);
         let end_step = total_steps.min(recipe.train.max_steps.unwrap_or(u64::MAX));
         Self { batches_per_epoch, accumulate, total_steps, end_step }
+    }
+
+    /// What the schedules of structures go by.
+    fn horizon(&self) -> Horizon {
+        let steps_per_epoch = (self.batches_per_epoch / self.accumulate).max(1);
+        Horizon { total_steps: self.total_steps, steps_per_epoch }
     }
 
     /// The batch with which the step after `step` steps begins.

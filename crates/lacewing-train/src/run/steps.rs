@@ -39,17 +39,14 @@ impl Job<'_> {
         while trainee.progress.step < plan.end_step {
             let step = trainee.progress.step;
             let lr = self.schedule.lr(step);
+            trainee.evolution.watch(step);
             for part in 0..config.accumulate {
                 let batch = batches.next().expect("training batches have no end")?;
                 let rng = StepRng::new(self.recipe.seed, step * config.accumulate + part);
                 window.take(step + 1, self.gradients(trainee, &batch, rng)?, batch.len());
                 batches.recycle(batch);
             }
-            trainee.optimizer.step(&trainee.params, lr as f32, clip_norm)?;
-            if let Some(average) = &mut trainee.average {
-                average.update(&trainee.params, step + 1)?;
-            }
-            trainee.progress.step = step + 1;
+            trainee.update(step, lr, clip_norm)?;
 
             let stopped = self.stop.load(Ordering::Relaxed);
             let last = stopped || step + 1 == plan.end_step;
@@ -128,7 +125,8 @@ impl Job<'_> {
 
     /// Classifies the test split, with the averaged weights where there are any.
     pub(super) fn evaluate(&mut self, trainee: &mut Trainee) -> Result<f64, TrainError> {
-        let found = trainee.with_average(|trainee| accuracy(&*trainee.model, &trainee.params, self.test))?;
+        let found =
+            trainee.with_average(|trainee, _| accuracy(&*trainee.model, &trainee.params, self.test))?;
         let best = &mut trainee.progress.best_top1;
         *best = Some(best.map_or(found.top1, |best| best.max(found.top1)));
         trainee.progress.top1 = Some(found.top1);

@@ -1,13 +1,15 @@
 //! A model being trained: everything a checkpoint holds.
 
-use super::Contender;
+use super::evolution::Evolution;
+use super::pack::{Packed, pack};
+use super::{Contender, Plan};
 use crate::checkpoint::{self, Arrays, ModelInput, Progress, Saved, SavedModel, unchanged};
 use crate::error::TrainError;
 use crate::recipe::{OptimizerName, Recipe, TrainConfig};
-use lacewing_core::IndexBuffer;
+use lacewing_core::{Growth, IndexBuffer};
 use lacewing_engine::optim::{AdamW, AdamWConfig, Ema, Optimizer, Sgd, SgdConfig};
-use lacewing_engine::{Device, Params};
-use lacewing_models::Model;
+use lacewing_engine::{Device, Params, Tensor};
+use lacewing_models::{Model, ModelConfig};
 use lacewing_nn::{ModelBuilder, Summary};
 use serde_json::json;
 use std::path::Path;
@@ -23,6 +25,8 @@ pub(super) struct Trainee {
     pub(super) progress: Progress,
     /// Step of the checkpoint on disk.
     pub(super) saved_step: Option<u64>,
+    pub(super) evolution: Evolution,
+    config: ModelConfig,
     buffers: Vec<IndexBuffer>,
 }
 
@@ -31,6 +35,7 @@ impl Trainee {
     pub(super) fn new(
         contender: &Contender,
         recipe: &Recipe,
+        plan: Plan,
         device: &Device,
         saved: Option<&Saved>,
         init: Option<&SavedModel>,
@@ -61,6 +66,8 @@ impl Trainee {
             progress.recipe = recipe.clone();
             optimizer.set_steps(progress.optimizer_steps);
         }
+        let evolution = Evolution::plan(built.evolving, plan.horizon(), recipe.seed)?;
+        evolution.mask(&built.params, progress.step, built.params.flat_master())?;
         Ok(Self {
             model: built.model,
             params: built.params,
@@ -69,38 +76,76 @@ impl Trainee {
             average,
             progress,
             saved_step: saved.map(|saved| saved.progress.step),
+            evolution,
+            config: contender.config.clone(),
             buffers: built.buffers,
         })
+    }
+
+    /// What step `step`, from 0, makes of the gradients: the optimizer's step, or moves of patterns in its place, and what
+    /// follows.
+    pub(super) fn update(&mut self, step: u64, lr: f64, clip_norm: Option<f32>) -> Result<(), TrainError> {
+        let (params, average) = (&self.params, self.average.as_ref());
+        if self.evolution.replaces(step) {
+            self.evolution.move_patterns(Growth::Gradient, params, step, &*self.optimizer, average)?;
+            params.zero_gradients()?;
+        } else {
+            self.evolution.edit_gradients(params, step, lr)?;
+            self.optimizer.step(params, lr as f32, clip_norm)?;
+        }
+        self.evolution.move_patterns(Growth::Random, params, step, &*self.optimizer, average)?;
+        if let Some(average) = &mut self.average {
+            average.update(&self.params, step + 1)?;
+        }
+        self.progress.step = step + 1;
+        self.evolution.mask(&self.params, step + 1, self.params.flat_master())
     }
 
     /// Writes the checkpoint.
     pub(super) fn save(&mut self, path: &Path) -> Result<(), TrainError> {
         self.progress.optimizer_steps = self.optimizer.steps();
+        self.evolution.update(&mut self.buffers);
         let arrays = arrays(&self.params, &*self.optimizer, self.average.as_ref());
         checkpoint::save(path, &self.progress, &self.params, &arrays, &self.buffers)?;
         self.saved_step = Some(self.progress.step);
         Ok(())
     }
 
-    /// Writes the weights, averaged where there is an average.
+    /// Writes the weights, averaged where there is an average, of the model as it is executed.
     pub(super) fn save_model(&mut self, path: &Path, class_names: &[String]) -> Result<(), TrainError> {
-        self.with_average(|trainee| {
-            let card = trainee.progress.card(class_names);
-            Ok(checkpoint::save_model(path, &card, &trainee.params, &trainee.buffers)?)
+        self.evolution.update(&mut self.buffers);
+        self.with_average(|trainee, by| {
+            let mut card = trainee.progress.card(class_names);
+            let Some(Packed { config, built }) = trainee.packed(by)? else {
+                return Ok(checkpoint::save_model(path, &card, &trainee.params, &trainee.buffers)?);
+            };
+            card.model = config.to_json();
+            let layers = built.summary.layers.iter();
+            card.structures = layers.map(|layer| (layer.name.clone(), layer.config.clone())).collect();
+            Ok(checkpoint::save_model(path, &card, &built.params, &built.buffers)?)
         })
     }
 
-    /// Runs `f` with the averaged weights in the place of the trained ones, where there is an average.
+    /// The model with its kept weights alone, where it is trained with all of them; see [`pack`].
+    pub(super) fn packed(&self, by: &Tensor) -> Result<Option<Packed>, TrainError> {
+        pack(&self.config, &self.evolution, &self.params, self.progress.step, by, &self.buffers)
+    }
+
+    /// Runs `f` with the averaged weights in the place of the trained ones, where there is an average; it is also given the
+    /// trained ones, by which masks are chosen.
     pub(super) fn with_average<T>(
         &mut self,
-        f: impl FnOnce(&Self) -> Result<T, TrainError>,
+        f: impl FnOnce(&Self, &Tensor) -> Result<T, TrainError>,
     ) -> Result<T, TrainError> {
-        let Some(mut average) = self.average.take() else { return f(self) };
+        let Some(mut average) = self.average.take() else { return f(self, self.params.flat_master()) };
+        let step = self.progress.step;
         average.swap(&self.params)?;
-        let result = f(self);
+        let result =
+            self.evolution.mask(&self.params, step, average.flat()).and_then(|()| f(self, average.flat()));
         let back = average.swap(&self.params);
         self.average = Some(average);
         back?;
+        self.evolution.mask(&self.params, step, self.params.flat_master())?;
         result
     }
 }

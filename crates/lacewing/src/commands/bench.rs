@@ -179,12 +179,12 @@ impl Bench<'_> {
                 }
                 let pass = |layer: &Layer| layer.pass(self.direction, &input, &seed).map(drop);
                 let times = compare(&self.place.device, [&|| pass(&dense), &|| pass(layer)])?;
-                let structure = layer.structure();
-                let [work, dense_work] = [structure, dense.structure()]
+                let (structure, dense_structure) = (layer.structure(), dense.structure());
+                let [work, dense_work] = [&*structure, &*dense_structure]
                     .map(|s| Work::of(s, rows, self.direction, self.place.dtype));
                 let mut peers = dense_peers.clone();
                 if let (Some(all), Some(libraries)) = (&mut peers, &mut self.peers) {
-                    all.extend(libraries.sparse(label, structure, rows)?);
+                    all.extend(libraries.sparse(label, &*structure, rows)?);
                 }
                 sink(Ok(Measured {
                     case: place,

@@ -44,8 +44,8 @@ impl Oracle {
         let kernel = layer.kernel();
         let composed = if kernel.contains("composed") { structure.n_in() + structure.n_out() } else { 0 };
         let longer = if kernel.contains("merged") { 4 } else { 1 };
-        let depth = longer * rounding::depth(structure) + composed + 4;
-        let times = stored(structure) + usize::from(composed > 0);
+        let depth = longer * rounding::depth(&*structure) + composed + 4;
+        let times = stored(&*structure) + usize::from(composed > 0);
         let result = place.roundoff();
         Ok(Self { dense, depth, stored: (1.0 + result).powi(times as i32) - 1.0, result, params })
     }
@@ -63,7 +63,7 @@ impl Oracle {
                 Some(dense) => product(dense, &x),
                 None => structure.apply(&slices(&self.params), &x),
             };
-            let sums = rounding::magnitude(structure, &slices(&self.params), &x);
+            let sums = rounding::magnitude(&*structure, &slices(&self.params), &x);
             let what = |at| format!("output {at} of row {row}");
             self.compare(layer, what, &y[row * n_out..][..n_out], &expected, &sums, self.depth)?;
         }
@@ -89,10 +89,10 @@ impl Oracle {
             wide(&dy.concat()),
         );
         let params = slices(&self.params);
-        let expected = gradients(structure, &params, &x, &dy, Terms::Signed);
+        let expected = gradients(&*structure, &params, &x, &dy, Terms::Signed);
         let absolute: Vec<Vec<f64>> = self.params.iter().map(|values| absolute(values)).collect();
         let sums = gradients(
-            structure,
+            &*structure,
             &slices(&absolute),
             &self::absolute(&x),
             &self::absolute(&dy),

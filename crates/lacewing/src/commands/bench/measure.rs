@@ -5,6 +5,7 @@ use lacewing_core::Structure;
 use lacewing_engine::{Cx, Device, EngineError, StepRng, Tensor};
 use lacewing_nn::{Built, Linear, LinearOptions, ModelBuilder, NnError};
 use serde_json::Value;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Passes before the clock counts.
@@ -87,7 +88,7 @@ impl Layer {
         Ok(Self { linear, built: builder.finish()? })
     }
 
-    pub(super) fn structure(&self) -> &dyn Structure {
+    pub(super) fn structure(&self) -> Arc<dyn Structure> {
         self.linear.structure()
     }
 

@@ -1,0 +1,98 @@
+//! Packing: a model under masks as the one that is executed, with the kept weights alone.
+
+use super::evolution::Evolution;
+use crate::error::TrainError;
+use lacewing_core::{Form, IndexBuffer, MaskPhase, Structure, build};
+use lacewing_engine::{Params, Tensor};
+use lacewing_models::{BuiltModel, ModelConfig, ModelError};
+use lacewing_nn::{Evolving, ModelBuilder, NnError};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+
+/// A model without schedules, equal to the one it was made of.
+#[derive(Debug)]
+pub(super) struct Packed {
+    /// Its config.
+    pub(super) config: ModelConfig,
+    /// It, on the device of the other.
+    pub(super) built: BuiltModel,
+}
+
+/// The model of `config` with the parameters as they are after `step` steps, masks being chosen by `by`; none for a model
+/// without masks, which is executed as it is trained.
+///
+/// A layer in its last phase has its N:M structure; in an earlier stage that stage's, and dense, with the effective weights,
+/// as long as dropped ones still count.
+///
+/// # Errors
+///
+/// What the device reports.
+pub(super) fn pack(
+    config: &ModelConfig,
+    evolution: &Evolution,
+    params: &Params,
+    step: u64,
+    by: &Tensor,
+    buffers: &[IndexBuffer],
+) -> Result<Option<Packed>, TrainError> {
+    let (mut structures, mut values) = (Vec::new(), HashMap::new());
+    let mut buffers = buffers.to_vec();
+    for (layer, phase) in evolution.phases(step) {
+        let (structure, weights) = packed_layer(layer, phase, params, by)?;
+        let named =
+            |buffer: IndexBuffer| IndexBuffer { name: format!("{}.{}", layer.name, buffer.name), ..buffer };
+        buffers.extend(structure.buffers().into_iter().map(named));
+        structures.push((layer.name.clone(), structure.config()));
+        values.insert(format!("{}.weight", layer.name), weights);
+    }
+    if structures.is_empty() {
+        return Ok(None);
+    }
+    let config = config.without_schedules(&structures)?;
+    let builder = ModelBuilder::restoring(params.device(), params.compute_dtype(), buffers);
+    let built = config.build(builder.map_err(ModelError::from)?)?;
+    for (id, info) in built.params.ids().zip(built.params.infos()) {
+        match (values.get(&info.name), params.find(&info.name)) {
+            (Some(values), _) => built.params.set(id, values)?,
+            (None, Some(from)) => built.params.master(id).set_from(&params.master(from))?,
+            (None, None) => unreachable!("both models have the same layers"),
+        }
+    }
+    built.params.refresh_copy()?;
+    Ok(Some(Packed { config, built }))
+}
+
+/// A layer's structure in `phase`, and its values.
+fn packed_layer(
+    layer: &Evolving,
+    phase: MaskPhase,
+    params: &Params,
+    by: &Tensor,
+) -> Result<(Box<dyn Structure>, Vec<f32>), TrainError> {
+    let target = layer.structure();
+    let (n_in, n_out) = (target.n_in(), target.n_out());
+    let mut weights = params.master(layer.weight).to_f32()?;
+    let ranked = params.view(by, layer.weight).to_f32()?;
+    let built = |config: &Value| {
+        let refused = |source| {
+            let (layer, source) = (layer.name.clone(), Box::new(source));
+            ModelError::from(NnError::Structure { layer, n_in, n_out, source })
+        };
+        build(config, n_in, n_out, 0, Some(&ranked)).map_err(refused)
+    };
+    let MaskPhase::Masked { n, m, rest } = phase else { return Ok((built(&json!("dense"))?, weights)) };
+    let mut config = target.config();
+    (config["n"], config["m"]) = (json!(n), json!(m));
+    // An earlier stage has larger groups, which a line need not hold a whole number of.
+    config["pad"] = json!(config["pad"] == true || Some(&json!(m)) != target.config().get("m"));
+    let structure = built(&config)?;
+    let Form::Pattern(pattern) = structure.form() else { unreachable!("N:M is a pattern") };
+    if rest == 0.0 {
+        let kept = pattern.gather(&weights);
+        return Ok((structure, kept));
+    }
+    let mask = pattern.mask();
+    let fading = weights.iter_mut().zip(mask).filter(|(_, kept)| !kept);
+    fading.for_each(|(weight, _)| *weight *= rest as f32);
+    Ok((built(&json!("dense"))?, weights))
+}
