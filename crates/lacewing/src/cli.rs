@@ -200,6 +200,15 @@ pub(crate) struct InfoArgs {
     /// One JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
+    /// Density and n:m over time of the layers that a recipe gives a schedule
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) schedule: bool,
+    /// With --schedule: a picture of it
+    #[arg(long, value_name = "FILE", requires = "schedule")]
+    pub(crate) svg: Option<PathBuf>,
+    /// With --schedule: optimizer steps of an epoch, instead of counting the data
+    #[arg(long, value_name = "N", requires = "schedule", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) steps_per_epoch: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -221,7 +230,7 @@ pub(crate) enum Topic {
     Augmentations,
     /// Recipes in the program
     Recipes,
-    /// Learning-rate schedules
+    /// Schedules of structures, with their settings, and of the learning rate
     Schedules,
     /// Kernels, in the order in which they are tried
     Kernels,

@@ -20,6 +20,10 @@ pub const RECIPES: &[EmbeddedRecipe] = &[
         text: include_str!("../../../configs/cifar10-vit-monarch.yaml"),
     },
     EmbeddedRecipe {
+        name: "cifar10-vit-sparse-training",
+        text: include_str!("../../../configs/cifar10-vit-sparse-training.yaml"),
+    },
+    EmbeddedRecipe {
         name: "mixer-b16-pixelfly",
         text: include_str!("../../../configs/mixer-b16-pixelfly.yaml"),
     },

@@ -204,7 +204,7 @@ impl Override {
 }
 
 /// Merges `changes` over `base`: maps key by key, anything else replaced. A map that names another `structure` than
-/// the one it is merged over replaces it whole.
+/// the one it is merged over replaces it whole, and so does a `schedule` with another name.
 pub fn merge(base: &mut Value, changes: &Value) {
     match (base, changes) {
         (Value::Object(base), Value::Object(changes)) => {
@@ -212,7 +212,12 @@ pub fn merge(base: &mut Value, changes: &Value) {
                 base.clear();
             }
             for (key, value) in changes {
-                merge(base.entry(key).or_insert(Value::Null), value);
+                let under = base.entry(key).or_insert(Value::Null);
+                if key == "schedule" && value.get("name").is_some_and(|name| under.get("name") != Some(name))
+                {
+                    *under = Value::Null;
+                }
+                merge(under, value);
             }
         }
         (base, changes) => *base = changes.clone(),
@@ -451,6 +456,12 @@ mod tests {
         let mut base = json!({"dim": 3, "mlp": {"structure": "monarch", "blocks": 4}});
         merge(&mut base, &json!({"depth": 2, "mlp": {"structure": "low_rank"}}));
         assert_eq!(base, json!({"dim": 3, "mlp": {"structure": "low_rank"}, "depth": 2}));
+        // As does another schedule, while a setting of the same one is a change.
+        let mut scheduled = json!({"schedule": {"name": "rigl", "every": "9 steps"}});
+        merge(&mut scheduled, &json!({"schedule": {"fraction": 0.1}}));
+        assert_eq!(scheduled["schedule"]["every"], "9 steps");
+        merge(&mut scheduled, &json!({"schedule": {"name": "set"}}));
+        assert_eq!(scheduled, json!({"schedule": {"name": "set"}}));
         merge(&mut base, &json!({"mlp": "dense"}));
         assert_eq!(base["mlp"], json!("dense"));
     }

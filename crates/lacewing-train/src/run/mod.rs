@@ -208,6 +208,16 @@ pub fn open_data(recipe: &Recipe) -> Result<Dataset, TrainError> {
     Ok(open(&data.name, data.path.as_deref(), &options)?)
 }
 
+/// What the schedules of structures of a recipe go by, with the number of pictures in its data.
+///
+/// # Errors
+///
+/// [`TrainError::Data`].
+pub fn horizon(recipe: &Recipe) -> Result<Horizon, TrainError> {
+    let (train, _) = loaders(recipe, &open_data(recipe)?)?;
+    Ok(Plan::new(recipe, train.batches_per_epoch() as u64).horizon())
+}
+
 /// Batches of the training split and of the test split, as a recipe wants them.
 ///
 /// # Errors

@@ -117,6 +117,7 @@ impl Trainee {
         self.with_average(|trainee, by| {
             let mut card = trainee.progress.card(class_names);
             let Some(Packed { config, built }) = trainee.packed(by)? else {
+                card.model = trainee.config.without_schedules(&[])?.to_json();
                 return Ok(checkpoint::save_model(path, &card, &trainee.params, &trainee.buffers)?);
             };
             card.model = config.to_json();

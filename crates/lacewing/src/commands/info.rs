@@ -1,5 +1,7 @@
 //! `lacewing info`: what every layer of a model is and costs.
 
+mod schedule;
+
 use super::{CommandResult, overrides, print};
 use crate::cli::InfoArgs;
 use lacewing::recipes;
@@ -14,6 +16,9 @@ use std::error::Error;
 use std::path::Path;
 
 pub(super) fn run(args: InfoArgs) -> CommandResult {
+    if args.schedule {
+        return schedule::run(&args.target, &args.settings, args.steps_per_epoch, args.svg.as_deref());
+    }
     let config = find_model(&args.target, &args.settings)?;
     let summary = config.summary()?;
     if args.json {

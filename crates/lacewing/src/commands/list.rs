@@ -3,6 +3,7 @@
 use super::{CommandResult, print};
 use crate::cli::{ListArgs, Topic};
 use lacewing::recipes::{self, RECIPES};
+use lacewing_core::Key;
 use lacewing_train::augment::AUGMENTATIONS;
 use lacewing_train::data::{DATASETS, Origin};
 use lacewing_train::report::{Align, Table};
@@ -17,7 +18,7 @@ pub(super) fn run(args: ListArgs) -> CommandResult {
             AUGMENTATIONS.iter().map(|row| (row.name.to_owned(), row.about.to_owned())).collect()
         }
         Topic::Recipes => recipes()?,
-        Topic::Schedules => SHAPES.iter().map(|row| (row.name.to_owned(), row.about.to_owned())).collect(),
+        Topic::Schedules => schedules(),
         Topic::Kernels => kernels(),
     };
     let mut table = Table::new(&["name", "what"]).align(1, Align::Left);
@@ -28,13 +29,23 @@ pub(super) fn run(args: ListArgs) -> CommandResult {
 }
 
 fn structures() -> Vec<(String, String)> {
-    let mut rows = Vec::new();
-    for kind in lacewing_core::structures() {
-        rows.push((kind.name.to_owned(), kind.about.to_owned()));
-        for key in kind.keys {
-            let default = if key.default.is_empty() { "none".to_owned() } else { key.default.to_owned() };
-            rows.push((format!("  {}", key.name), format!("{} (default: {default})", key.about)));
-        }
+    lacewing_core::structures().flat_map(|kind| with_keys(kind.name, kind.about, kind.keys)).collect()
+}
+
+/// Schedules of structures, then those of the learning rate.
+fn schedules() -> Vec<(String, String)> {
+    let table = lacewing_core::schedules::TABLE.iter();
+    let of_structures = table.flat_map(|kind| with_keys(kind.name, kind.about, kind.keys));
+    let of_rates = SHAPES.iter().map(|row| (row.name.to_owned(), format!("learning rate: {}", row.about)));
+    of_structures.chain(of_rates).collect()
+}
+
+/// A row for what a config names, and one for each of its keys.
+fn with_keys(name: &str, about: &str, keys: &[Key]) -> Vec<(String, String)> {
+    let mut rows = vec![(name.to_owned(), about.to_owned())];
+    for key in keys {
+        let default = if key.default.is_empty() { "none" } else { key.default };
+        rows.push((format!("  {}", key.name), format!("{} (default: {default})", key.about)));
     }
     rows
 }

@@ -145,6 +145,8 @@ fn config(name: &str, args: &BenchArgs) -> Result<ModelConfig, Box<dyn Error>> {
         true => ModelConfig::from_json(&parse_value("--model", name)?)?,
         false => find_model(name, &[])?,
     };
+    // What is executed has no schedule.
+    let config = config.without_schedules(&[])?;
     let [channels, height, width] = picture(&config)?;
     for &batch in &args.batch {
         if batch == 0 || batch.checked_mul(channels * height * width).is_none_or(|values| values > MOST) {

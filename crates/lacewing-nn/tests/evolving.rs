@@ -1,0 +1,317 @@
+//! Layers whose structure changes: masks against the rule in f64, published gradients and traces, moves against what must
+//! not change. `LACEWING_TEST_CUDA=1` adds a GPU.
+
+use lacewing_core::{Form, Growth, MaskPhase, Rng, Schedule};
+use lacewing_engine::ops::Activation;
+use lacewing_engine::optim::{AdamW, AdamWConfig, Optimizer, Sgd, SgdConfig};
+use lacewing_engine::{Cx, DType, Device, StepRng, Tensor, Var};
+use lacewing_nn::{Built, Evolving, First, Follower, Linear, LinearOptions, ModelBuilder, NnError, Rules};
+use serde_json::{Value, json};
+
+fn devices() -> Vec<Device> {
+    let gpu = std::env::var("LACEWING_TEST_CUDA").is_ok_and(|value| value == "1");
+    let gpu = gpu.then(|| Device::open("cuda:0").expect("LACEWING_TEST_CUDA=1 asks for a GPU"));
+    [Device::Cpu].into_iter().chain(gpu).collect()
+}
+
+/// A layer `layer` of `config`, on its own.
+fn try_layer(
+    device: &Device,
+    config: &Value,
+    n_in: usize,
+    n_out: usize,
+    options: LinearOptions,
+) -> Result<(Linear, Built), NnError> {
+    let mut rule = config.clone();
+    rule["match"] = json!("layer");
+    let rules = Rules::from_json(&json!([rule]))?;
+    let mut builder = ModelBuilder::new(device.clone(), DType::F32, 11)?.with_rules(rules);
+    let linear = builder.root().linear("layer", n_in, n_out, options)?;
+    Ok((linear, builder.finish()?))
+}
+
+fn layer(device: &Device, config: &Value, n_in: usize, n_out: usize) -> (Linear, Built) {
+    try_layer(device, config, n_in, n_out, LinearOptions::default()).unwrap()
+}
+
+fn tensor(device: &Device, values: &[f32], shape: &[usize]) -> Tensor {
+    Tensor::from_f32(device, values, shape).unwrap()
+}
+
+/// One training pass over `x`, the gradient of whose output is `dy`; the output, and the gradient of `x`.
+fn pass(linear: &Linear, built: &Built, x: &Tensor, dy: &Tensor) -> (Vec<f32>, Vec<f32>) {
+    let cx = Cx::training(built.params.clone(), StepRng::new(0, 0));
+    let x = cx.leaf(x.clone());
+    let y: Var = linear.forward(&cx, &x).unwrap();
+    let value = y.value().to_f32().unwrap();
+    let dx = cx.backward(&y, dy.clone()).unwrap().take(&x).unwrap();
+    (value, dx.to_f32().unwrap())
+}
+
+const ROW: [f32; 8] = [1., -3., 2., 0.5, -0.1, 0.2, 0.3, -0.4];
+
+/// The gradient that reaches `ROW` when that of the effective weight is 0, 1, …, 7.
+fn gradient_of_row(device: &Device, schedule: Value, rest: f64) -> (Vec<f32>, Vec<f32>) {
+    let config = json!({"structure": "nm", "schedule": schedule});
+    let options = LinearOptions { bias: false, ..LinearOptions::default() };
+    let (linear, built) = try_layer(device, &config, 8, 1, options).unwrap();
+    let layer = &built.evolving[0];
+    built.params.set(layer.weight, &ROW).unwrap();
+    let phase = MaskPhase::Masked { n: 2, m: 4, rest };
+    layer.mask(&built.params, phase, built.params.flat_master()).unwrap();
+    // With the unit vectors as rows the output is the effective weight.
+    let mut unit = [0.0f32; 64];
+    (0..8).for_each(|i| unit[i * 9] = 1.0);
+    let dy: Vec<f32> = (0..8).map(|i| i as f32).collect();
+    let (y, _) = pass(&linear, &built, &tensor(device, &unit, &[8, 8]), &tensor(device, &dy, &[8, 1]));
+    layer.edit_gradient(&built.params, phase, 0.1).unwrap();
+    (y, built.params.gradient(layer.weight).unwrap().to_f32().unwrap())
+}
+
+#[test]
+fn effective_weights_and_gradients_are_those_published() {
+    let plain: Vec<f32> = (0..8).map(|i| i as f32).collect();
+    for device in devices() {
+        let (y, dw) = gradient_of_row(&device, json!("straight_through"), 0.0);
+        assert_eq!(y, [0., -3., 2., 0., 0., 0., 0.3, -0.4]);
+        assert_eq!(dw, plain);
+        let (_, dw) = gradient_of_row(&device, json!("sr_ste"), 0.0);
+        let lambda = 2e-4f32;
+        let published: Vec<f32> = [0, 1, 2, 3, 4, 5, 6, 7]
+            .iter()
+            .zip(ROW)
+            .map(|(&g, w)| if [0, 3, 4, 5].contains(&g) { g as f32 + w * lambda } else { g as f32 })
+            .collect();
+        assert_eq!(dw, published);
+        let (y, dw) = gradient_of_row(&device, json!({"name": "mask_decay", "decay": "linear"}), 0.7);
+        assert_eq!(y, ROW.iter().enumerate().map(faded(0.7)).collect::<Vec<_>>());
+        assert_eq!(dw, plain);
+        let d = (-0.3f64).exp();
+        let (y, dw) = gradient_of_row(&device, json!({"name": "mask_decay", "gradient": "masked"}), d);
+        assert_eq!(y, ROW.iter().enumerate().map(faded(d as f32)).collect::<Vec<_>>());
+        // What the product with the mask, held fixed, would give.
+        let ones: Vec<f32> = plain.clone();
+        assert_eq!(dw, ones.iter().enumerate().map(faded(d as f32)).collect::<Vec<_>>());
+    }
+}
+
+/// Multiplies what 2:4 drops of `ROW`.
+fn faded(rest: f32) -> impl Fn((usize, &f32)) -> f32 {
+    move |(i, &value)| if [0, 3, 4, 5].contains(&i) { value * rest } else { value }
+}
+
+#[test]
+fn sr_ste_takes_the_published_path() {
+    for (decoupled, device) in
+        [false, true].into_iter().flat_map(|d| devices().into_iter().map(move |v| (d, v)))
+    {
+        let schedule = json!({"name": "sr_ste", "decoupled": decoupled});
+        let config = json!({"structure": "nm", "schedule": schedule});
+        let options = LinearOptions { bias: false, ..LinearOptions::default() };
+        let (linear, built) = try_layer(&device, &config, 4, 1, options).unwrap();
+        let (layer, params) = (&built.evolving[0], &built.params);
+        params.set(layer.weight, &[1., -3., 2., 0.5]).unwrap();
+        let mut sgd = Sgd::new(params, SgdConfig { momentum: 0.0, ..SgdConfig::default() }).unwrap();
+        let phase = MaskPhase::Masked { n: 2, m: 4, rest: 0.0 };
+        let ones = tensor(&device, &[1.0; 4], &[1, 4]);
+        // The decay of 1 − 0.1 · 2e-4 before the step, or the same as a part of the gradient: one step agrees.
+        let published = [[0.89998, -3.1, 1.9, 0.39999], [0.799_962_000_4, -3.2, 1.8, 0.299_982_000_2]];
+        for wanted in published {
+            layer.mask(params, phase, params.flat_master()).unwrap();
+            pass(&linear, &built, &ones, &tensor(&device, &[1.0], &[1, 1]));
+            layer.edit_gradient(params, phase, 0.1).unwrap();
+            sgd.step(params, 0.1, None).unwrap();
+            for (got, wanted) in params.master(layer.weight).to_f32().unwrap().into_iter().zip(wanted) {
+                // Three roundings a step of values up to 3.2, over two steps.
+                assert!(
+                    (f64::from(got) - wanted).abs() <= 6.0 * 3.2 * f64::from(f32::EPSILON),
+                    "{got} {wanted}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_dense_phase_is_a_dense_layer_to_the_bit() {
+    for device in devices() {
+        let options = LinearOptions { activation: Activation::Gelu, ..LinearOptions::default() };
+        let config = json!({"structure": "nm", "m": 8, "schedule": "sr_ste"});
+        let (linear, built) = try_layer(&device, &config, 24, 10, options).unwrap();
+        let (dense, twin) = try_layer(&device, &json!({"structure": "dense"}), 24, 10, options).unwrap();
+        built.evolving[0].mask(&built.params, MaskPhase::Dense, built.params.flat_master()).unwrap();
+        let draw = |n: usize| (0..n).map(|i| ((i * 29 % 31) as f32 - 15.0) / 16.0).collect::<Vec<f32>>();
+        let (x, dy) = (tensor(&device, &draw(72), &[3, 24]), tensor(&device, &draw(30), &[3, 10]));
+        assert_eq!(pass(&linear, &built, &x, &dy), pass(&dense, &twin, &x, &dy));
+        built.evolving[0].edit_gradient(&built.params, MaskPhase::Dense, 0.1).unwrap();
+        for info in built.params.infos() {
+            let gradient = |built: &Built| {
+                built.params.gradient(built.params.find(&info.name).unwrap()).unwrap().to_f32().unwrap()
+            };
+            assert_eq!(gradient(&built), gradient(&twin), "{}", info.name);
+        }
+    }
+}
+
+#[test]
+fn recomputed_layers_see_the_same_mask() {
+    let config = json!({"structure": "nm", "m": 8, "n": 1, "schedule": "sr_ste"});
+    let (linear, built) = layer(&Device::Cpu, &config, 16, 8);
+    let x = tensor(&Device::Cpu, &(0..32).map(|i| (i as f32).sin()).collect::<Vec<_>>(), &[2, 16]);
+    let dy = tensor(&Device::Cpu, &(0..16).map(|i| (i as f32).cos()).collect::<Vec<_>>(), &[2, 8]);
+    let plain = pass(&linear, &built, &x, &dy);
+    let gradient = built.params.flat_gradient().unwrap().to_f32().unwrap();
+    built.params.zero_gradients().unwrap();
+    let linear = std::sync::Arc::new(linear);
+    let cx = Cx::training(built.params.clone(), StepRng::new(0, 0));
+    let leaf = cx.leaf(x);
+    let inner = linear.clone();
+    let y = cx.recompute(&[&leaf], move |cx, vars| inner.forward(cx, &vars[0])).unwrap();
+    let value = y.value().to_f32().unwrap();
+    let dx = cx.backward(&y, dy).unwrap().take(&leaf).unwrap().to_f32().unwrap();
+    assert_eq!((value, dx), plain);
+    assert_eq!(built.params.flat_gradient().unwrap().to_f32().unwrap(), gradient);
+}
+
+/// What a moved layer is compared with: its places and values, and those of each follower.
+fn stored(layer: &Evolving, built: &Built, arrays: &[&Tensor]) -> Vec<((u32, u32), Vec<Vec<f32>>)> {
+    let structure = layer.structure();
+    let Form::Pattern(pattern) = structure.form() else { panic!("no pattern") };
+    let per_block = pattern.block.0 * pattern.block.1;
+    let arrays: Vec<Vec<f32>> =
+        arrays.iter().map(|array| built.params.view(array, layer.weight).to_f32().unwrap()).collect();
+    let of =
+        |slot: usize| arrays.iter().map(|array| array[slot * per_block..][..per_block].to_vec()).collect();
+    pattern.positions.iter().enumerate().map(|(slot, &place)| (place, of(slot))).collect()
+}
+
+#[test]
+fn what_moves_takes_its_values_and_moments_along() {
+    for device in devices() {
+        for (structure, schedule) in [
+            (json!({"structure": "unstructured", "density": 0.2}), json!({"name": "rigl", "value": "zero"})),
+            (json!({"structure": "unstructured", "density": 0.2}), json!({"name": "set", "moments": "keep"})),
+            (
+                json!({"structure": "block_sparse", "block": 8, "density": 0.25}),
+                json!({"name": "rigl", "moments": "gradient", "moment_scale": 0.5}),
+            ),
+            (json!({"structure": "block_sparse", "block": 8, "density": 0.25}), json!("block_moves")),
+        ] {
+            let mut config = structure.clone();
+            config["schedule"] = schedule.clone();
+            let (linear, built) = layer(&device, &config, 64, 48);
+            let (layer, params) = (&built.evolving[0], &built.params);
+            let Schedule::Moves(moves) = &layer.schedule else { panic!("not moves") };
+            let mut adamw = AdamW::new(params, AdamWConfig::default()).unwrap();
+            let mut rng = Rng::new(3);
+            let mut draw = |n: usize| (0..n).map(|_| rng.normal() as f32).collect::<Vec<f32>>();
+            let (x, dy) = (draw(5 * 64), draw(5 * 48));
+            let (x, dy) = (tensor(&device, &x, &[5, 64]), tensor(&device, &dy, &[5, 48]));
+            // Moments that are not zero.
+            pass(&linear, &built, &x, &dy);
+            adamw.step(params, 1e-2, None).unwrap();
+
+            layer.watch(moves.growth == Growth::Gradient);
+            let before = pass(&linear, &built, &x, &dy).0;
+            let id = layer.weight;
+            let flats: Vec<Tensor> = adamw.state().into_iter().map(|(_, flat)| flat.clone()).collect();
+            let arrays = [params.flat_master(), &flats[0], &flats[1]];
+            let old = stored(layer, &built, &arrays);
+            let mut rng = Rng::new(7);
+            let moved = layer.choose(params, 0.3, &mut rng).unwrap();
+            let followers = [1, 2]
+                .map(|power| Follower { flat: &flats[power as usize - 1], first: First::Moment { power } });
+            layer.relocate(params, &moved, &followers, &mut rng).unwrap();
+            let new = stored(layer, &built, &arrays);
+
+            assert_eq!(new.len(), old.len(), "as many are stored");
+            assert_eq!(linear.weights(), [id], "the parameter is the same one");
+            let grown: Vec<_> = new.iter().filter(|(place, _)| old.iter().all(|(p, _)| p != place)).collect();
+            assert!(!grown.is_empty(), "{config}");
+            let changed: Vec<_> = new
+                .iter()
+                .filter(|(place, values)| old.iter().any(|(p, v)| p == place && v != values))
+                .collect();
+            // A random place may be one just given up; then it is as it was.
+            assert!(changed.is_empty(), "{config}: {changed:?}");
+            // The gradient of the dense weight decides, and is what a gradient's moment starts from.
+            let (x, dy) = (x.to_f32().unwrap(), dy.to_f32().unwrap());
+            let g = |row: usize, col: usize| {
+                (0..5).map(|r| f64::from(dy[r * 48 + row]) * f64::from(x[r * 64 + col])).sum::<f64>()
+            };
+            let block = if structure["structure"] == "unstructured" { 1 } else { 8 };
+            let norm = |&(row, col): &(u32, u32)| {
+                let (row, col) = (row as usize * block, col as usize * block);
+                let all = (row..row + block).flat_map(|r| (col..col + block).map(move |c| (r, c)));
+                all.map(|(r, c)| g(r, c) * g(r, c)).sum::<f64>().sqrt()
+            };
+            if moves.growth == Growth::Gradient {
+                let least = grown.iter().map(|(place, _)| norm(place)).fold(f64::INFINITY, f64::min);
+                let (rows, cols) = (48 / block as u32, 64 / block as u32);
+                let free = (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c)));
+                let free = free.filter(|place| new.iter().all(|(p, _)| p != place));
+                let most = free.map(|place| norm(&place)).fold(0.0, f64::max);
+                // Sums of five products in f32.
+                assert!(least >= most * (1.0 - 8.0 * f64::from(f32::EPSILON)), "{config}: {least} {most}");
+            }
+            if schedule["moments"] == "gradient" {
+                for (place, values) in &grown {
+                    let at = (place.0 as usize * 8, place.1 as usize * 8);
+                    for i in 0..64 {
+                        let wanted = 0.5 * g(at.0 + i / 8, at.1 + i % 8);
+                        let terms: f64 = (0..5)
+                            .map(|r| {
+                                (f64::from(dy[r * 48 + at.0 + i / 8]) * f64::from(x[r * 64 + at.1 + i % 8]))
+                                    .abs()
+                            })
+                            .sum();
+                        let bound = 6.0 * f64::from(f32::EPSILON) * terms;
+                        assert!(
+                            (f64::from(values[1][i]) - wanted).abs() <= bound,
+                            "{wanted} {}",
+                            values[1][i]
+                        );
+                        assert_eq!(values[2][i], values[1][i] * values[1][i]);
+                    }
+                }
+            } else if schedule["moments"] != "keep" {
+                assert!(
+                    grown.iter().all(|(_, values)| values[1..].concat().iter().all(|&m| m == 0.0)),
+                    "{config}"
+                );
+            }
+            // What runs now is the new pattern: the definition in f64 of the structure as it is.
+            layer.watch(false);
+            let after =
+                pass(&linear, &built, &tensor(&device, &x, &[5, 64]), &tensor(&device, &dy, &[5, 48])).0;
+            assert_ne!(after, before);
+            let values: Vec<f64> = params.master(id).to_f32().unwrap().into_iter().map(f64::from).collect();
+            let w = linear.structure().to_dense(&[&values]).unwrap();
+            let bias = params.master(linear.bias().unwrap()).to_f32().unwrap();
+            for (at, got) in after.iter().enumerate() {
+                let (row, out) = (at / 48, at % 48);
+                let terms = (0..64).map(|i| w[out * 64 + i] * f64::from(x[row * 64 + i]));
+                let wanted = terms.clone().sum::<f64>() + f64::from(bias[out]);
+                let bound = lacewing_testkit::gamma(66)
+                    * (terms.map(f64::abs).sum::<f64>() + f64::from(bias[out].abs()));
+                assert!((f64::from(*got) - wanted).abs() <= bound, "{config} [{at}]: {got} {wanted}");
+            }
+        }
+    }
+}
+
+#[test]
+fn misfits_are_named() {
+    let error = |config: Value| {
+        try_layer(&Device::Cpu, &config, 16, 16, LinearOptions::default())
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+    };
+    let wrong = error(json!({"structure": "monarch", "schedule": "sr_ste"}));
+    assert_eq!(wrong, "layer `layer` [16, 16]: the schedule `sr_ste` needs `nm`, the layer is `monarch`");
+    let wrong = error(json!({"structure": "nm", "schedule": {"name": "rigl"}}));
+    assert!(wrong.contains("needs `unstructured` or `block_sparse`, the layer is `nm`"), "{wrong}");
+    let wrong = error(json!({"structure": "nm", "schedule": "sr_set"}));
+    assert_eq!(wrong, "rule `layer`: there is no schedule `sr_set`; did you mean `sr_ste`?");
+}

@@ -1,0 +1,136 @@
+//! Runs whose structures change: what is written is what is executed, and equals what was trained.
+
+use lacewing_core::{Axis, Form, PatternKind, restore};
+use lacewing_engine::Device;
+use lacewing_train::checkpoint::{MODEL_FILE, Saved, SavedModel};
+use lacewing_train::evaluate::{accuracy, rebuild};
+use lacewing_train::recipe::{ComputeType, Override, Recipe, parse};
+use lacewing_train::run::{Event, Start, loaders, open_data, train};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+const RECIPE: &str = "
+name: masked
+seed: 5
+data: {name: digits, batch_size: 100}
+model: {name: vit_digits, dim: 32, depth: 1, heads: 2, mlp_ratio: 2}
+train: {epochs: 3, warmup_steps: 2, ema: {decay: 0.8}, log_every: 5}
+";
+
+fn recipe(out: &Path, changes: &[(&str, &str)]) -> Recipe {
+    let mut overrides = vec![Override::new("out", out.display().to_string())];
+    overrides
+        .extend(changes.iter().map(|(path, value)| format!("{path}={value}").parse().expect("an override")));
+    parse("masked", RECIPE, &overrides).expect("a valid recipe")
+}
+
+/// The accuracy that the weights in `out` have on the test split.
+fn accuracy_of_file(recipe: &Recipe, out: &Path) -> f64 {
+    let saved = SavedModel::read(&out.join(MODEL_FILE)).expect("written by the run");
+    let built = rebuild(&saved, &Device::Cpu, ComputeType::F32).expect("it fits this program");
+    assert!(built.evolving.is_empty(), "what is executed does not change");
+    let (_, test) = loaders(recipe, &open_data(recipe).expect("embedded")).expect("a loader");
+    accuracy(&*built.model, &built.params, &test).expect("a pass").top1
+}
+
+#[test]
+fn what_is_written_is_packed_and_classifies_as_what_was_trained() {
+    for (schedule, steps, structures) in [
+        // At the end the target, whatever came before.
+        ("sr_ste", None, ["nm 1:8", "nm 2:4"]),
+        ("{name: mask_decay, decay: linear, until: 1}", None, ["nm 1:8", "nm 2:4"]),
+        ("{name: structure_decay, stages: fine}", None, ["nm 1:8", "nm 2:4"]),
+        // On the way the stage's pattern, in groups that a row need not hold a whole number of; dense while dropped weights
+        // still count, or all do.
+        ("{name: structure_decay, stages: fine}", Some("2"), ["nm 8:64", "nm 16:32"]),
+        ("{name: structure_decay, stages: sparsify}", Some("2"), ["nm 7:8", "nm 3:4"]),
+        ("mask_decay", Some("5"), ["dense", "dense"]),
+        ("{name: sr_ste, dense: 0.5}", Some("5"), ["dense", "dense"]),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let out = folder.path().join("run");
+        let fc1 = format!("{{structure: nm, n: 1, m: 8, schedule: {schedule}}}");
+        let fc2 = format!("{{structure: nm, n: 2, m: 4, axis: col, schedule: {schedule}}}");
+        let mut changes = vec![("model.fc1", fc1.as_str()), ("model.fc2", &fc2)];
+        changes.extend(steps.map(|steps| ("train.max_steps", steps)));
+        let recipe = recipe(&out, &changes);
+        let finished =
+            train(recipe.clone(), Start::New, &AtomicBool::new(false), &mut |_| {}).expect("a run");
+        assert_eq!(accuracy_of_file(&recipe, &out), finished.rows[0].accuracy, "{schedule}");
+
+        let saved = SavedModel::read(&out.join(MODEL_FILE)).expect("written by the run");
+        let buffers = saved.buffers().expect("indices");
+        for ((layer, n_in, n_out), wanted) in
+            [("blocks.0.mlp.fc1", 32, 64), ("blocks.0.mlp.fc2", 64, 32)].into_iter().zip(structures)
+        {
+            let config = &saved.card.structures[layer];
+            let name = match config["structure"].as_str() {
+                Some("nm") => format!("nm {}:{}", config["n"], config["m"]),
+                other => other.expect("a name").to_owned(),
+            };
+            assert_eq!(name, wanted, "{layer} under {schedule}");
+            let own: Vec<_> = buffers
+                .iter()
+                .filter_map(|buffer| Some((buffer.name.strip_prefix(layer)?.strip_prefix('.')?, buffer)))
+                .map(|(name, buffer)| lacewing_core::IndexBuffer { name: name.to_owned(), ..buffer.clone() })
+                .collect();
+            let structure = restore(config, n_in, n_out, &own).expect("what was written");
+            let Form::Pattern(pattern) = structure.form() else { continue };
+            let PatternKind::Nm { n, m, axis } = pattern.kind else { panic!("{layer} is not N:M") };
+            // Every group has exactly n; one that reaches beyond the weight has at most n inside.
+            let lines = if axis == Axis::Row { n_out } else { n_in };
+            let groups = if axis == Axis::Row { pattern.n_in_ext } else { pattern.n_out_ext } / m;
+            let mut counts = vec![0; lines * groups];
+            for &(row, col) in &pattern.positions {
+                let (line, along) = if axis == Axis::Row { (row, col) } else { (col, row) };
+                counts[line as usize * groups + along as usize / m] += 1;
+            }
+            assert!(counts.iter().all(|&count| count == n), "{layer} under {schedule}");
+        }
+    }
+}
+
+#[test]
+fn moved_patterns_keep_their_size_and_are_written() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (at, (structure, nnz)) in [
+        ("{structure: unstructured, density: 0.1, schedule: {name: rigl, every: 2 steps, end: 1}}", 205),
+        ("{structure: unstructured, density: 0.1}", 205),
+        ("{structure: block_sparse, block: 8, density: 0.25, schedule: {name: block_moves, every: 3 steps, end: 1}}", 8),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = folder.path().join(at.to_string());
+        let recipe = recipe(&out, &[("model.fc1", structure)]);
+        let finished = train(recipe.clone(), Start::New, &AtomicBool::new(false), &mut |_| {}).expect("a run");
+        assert_eq!(accuracy_of_file(&recipe, &out), finished.rows[0].accuracy, "{structure}");
+        let saved = Saved::read(&out.join("checkpoint")).expect("whole").expect("there");
+        let buffers = saved.buffers().expect("indices");
+        let cols = buffers.iter().find(|buffer| buffer.name == "blocks.0.mlp.fc1.cols").expect("the pattern");
+        assert_eq!(cols.data.len(), nnz, "{structure}");
+        // Updates by gradients take the place of the optimizer's steps: those of step 0, 2, 4, …
+        let replaced = if at == 0 { saved.progress.step.div_ceil(2) } else { 0 };
+        assert_eq!(saved.progress.optimizer_steps, saved.progress.step - replaced, "{structure}");
+    }
+    let places = |at: &str| {
+        let saved = SavedModel::read(&folder.path().join(at).join(MODEL_FILE)).expect("written by the run");
+        let buffers = saved.buffers().expect("indices");
+        buffers.into_iter().find(|buffer| buffer.name == "blocks.0.mlp.fc1.cols").expect("the pattern").data
+    };
+    assert_ne!(places("0"), places("1"), "the same start, but one of them moved");
+}
+
+#[test]
+fn a_schedule_that_does_not_fit_the_run_is_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("run");
+    // The second model's, whose turn would come after the first is trained.
+    let late = "{late: {fc1: {structure: nm, schedule: {name: sr_ste, dense: 0.7, fine_tune: 0.7}}}}";
+    let recipe = recipe(&out, &[("compare", late)]);
+    let mut events = Vec::new();
+    let mut listen = |event: &Event| events.push(format!("{event:?}"));
+    let error = train(recipe, Start::New, &AtomicBool::new(false), &mut listen).unwrap_err().to_string();
+    assert!(error.contains("blocks.0.mlp.fc1") && error.contains("dense + fine_tune"), "{error}");
+    assert!(events.is_empty() && !out.join("checkpoint").exists(), "{events:?}");
+}
