@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 type Backward = Box<dyn FnOnce(&mut Gradients, Tensor) -> Result<()>>;
 
+/// What waits for the end of a training pass.
+type Update = Box<dyn FnOnce() -> Result<()>>;
+
 /// What the tape knows of one differentiable tensor.
 struct Node {
     /// Absent for leaves.
@@ -90,6 +93,8 @@ pub struct Cx {
     tape: Option<Rc<RefCell<Vec<Node>>>>,
     rng: Rc<StepRng>,
     training: bool,
+    /// What [`Cx::afterwards`] was given; `None` where nothing of a pass outlasts it.
+    updates: Option<Rc<RefCell<Vec<Update>>>>,
     observer: Option<Observer>,
 }
 
@@ -99,12 +104,14 @@ type Observer = Rc<dyn Fn(ParamId, &Tensor) -> Result<()>>;
 impl Cx {
     /// A training pass: gradients are recorded, dropout is on.
     pub fn training(params: Arc<Params>, rng: StepRng) -> Self {
-        Self { params, tape: Some(Rc::default()), rng: Rc::new(rng), training: true, observer: None }
+        let (tape, updates) = (Some(Rc::default()), Some(Rc::default()));
+        Self { params, tape, rng: Rc::new(rng), training: true, updates, observer: None }
     }
 
     /// An evaluation pass: nothing is recorded, dropout is off.
     pub fn evaluation(params: Arc<Params>) -> Self {
-        Self { params, tape: None, rng: Rc::new(StepRng::new(0, 0)), training: false, observer: None }
+        let rng = Rc::new(StepRng::new(0, 0));
+        Self { params, tape: None, rng, training: false, updates: None, observer: None }
     }
 
     /// The same pass, showing each linear layer's input to `see`: for calibration.
@@ -134,6 +141,16 @@ impl Cx {
     /// Whether this is a training pass.
     pub fn is_training(&self) -> bool {
         self.training
+    }
+
+    /// Runs `update` at the end of [`Cx::backward`]: how a layer changes values that it keeps from one training pass to
+    /// the next, such as a batch norm's running statistics. Until then they are as they were, so that a block that is
+    /// [run again](Cx::recompute) sees what it saw, and that second run updates nothing. Nor does a pass for evaluation,
+    /// or one whose backward pass never comes.
+    pub fn afterwards(&self, update: impl FnOnce() -> Result<()> + 'static) {
+        if let Some(updates) = &self.updates {
+            updates.borrow_mut().push(Box::new(update));
+        }
     }
 
     /// Element type of activations.
@@ -233,11 +250,12 @@ impl Cx {
 
     /// Runs the tape backwards from `root`, whose gradient is `seed`; consumes what was recorded.
     ///
-    /// Gradients of parameters are added to [`Params::gradient`]; those of leaves are in the result.
+    /// Gradients of parameters are added to [`Params::gradient`]; those of leaves are in the result. What was given to
+    /// [`Cx::afterwards`] runs at the end, in order.
     ///
     /// # Errors
     ///
-    /// [`EngineError::Shape`] when `seed` is not shaped as `root`; what an op's backward reports.
+    /// [`EngineError::Shape`] when `seed` is not shaped as `root`; what an op's backward or an update reports.
     pub fn backward(&self, root: &Var, seed: Tensor) -> Result<Gradients> {
         seed.expect_shape("backward", "seed", root.shape())?;
         let nodes = self.tape.as_ref().map(|tape| tape.take()).unwrap_or_default();
@@ -255,6 +273,8 @@ impl Cx {
                 backward(&mut gradients, dy)?;
             }
         }
+        let updates = self.updates.as_ref().map(|updates| updates.take()).unwrap_or_default();
+        updates.into_iter().try_for_each(|update| update())?;
         Ok(gradients)
     }
 
@@ -278,7 +298,7 @@ impl Cx {
         }
         // Recorded even when no input is tracked: the block's own parameters want gradients.
         // Without the tape: a closure on it that held it would keep both alive.
-        let cx = Cx { tape: None, ..self.clone() };
+        let cx = Cx { tape: None, updates: None, ..self.clone() };
         let backward = move |gradients: &mut Gradients, dy: Tensor| {
             let again = Cx { tape: Some(Rc::default()), rng: Rc::new(cx.rng.at(from)), ..cx };
             let leaves: Vec<Var> = vars.iter().map(|var| again.leaf(var.value.clone())).collect();
