@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod batch_norm;
 pub mod block_linear;
 pub mod block_sparse;
 pub mod chain;
@@ -14,6 +15,7 @@ mod launch;
 pub mod layer_norm;
 pub mod linear;
 pub mod matmul;
+pub mod max_pool;
 pub mod monarch;
 pub mod nm_scale;
 pub(crate) mod optimizer;
@@ -27,6 +29,7 @@ pub mod unfold;
 
 pub use activation::{ACTIVATIONS, Activation, activation, bias_activation};
 pub use attention::{attention, attention_separate};
+pub use batch_norm::{RunningStats, batch_norm};
 pub use block_linear::block_linear;
 pub use block_sparse::{BlockIndex, block_sparse_linear};
 pub use chain::{ChainPlan, chain};
@@ -38,6 +41,7 @@ pub use gather::{GatherIndex, gather};
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{FilledWeight, PackedWeight, linear, linear_packed};
 pub use matmul::matmul;
+pub use max_pool::max_pool;
 pub use monarch::{MonarchPlan, monarch};
 pub use nm_scale::{NmFactors, NmGroups, nm_scale};
 pub use patchify::patchify;
@@ -54,11 +58,13 @@ pub static SOURCES: &[&lacewing_cuda::Source] = &[
     &attention::cuda::SOURCE,
     &attention::cuda::NAIVE,
     &attention::cuda::WIDE,
+    &batch_norm::cuda::SOURCE,
     &copy2d::cuda::SOURCE,
     &dropout::cuda::SOURCE,
     &elementwise::cuda::SOURCE,
     &gather::cuda::SOURCE,
     &layer_norm::cuda::SOURCE,
+    &max_pool::cuda::SOURCE,
     &nm_scale::cuda::SOURCE,
     &optimizer::cuda::SOURCE,
     &patchify::cuda::SOURCE,

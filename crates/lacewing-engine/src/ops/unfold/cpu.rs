@@ -39,11 +39,6 @@ pub(super) fn fold(dy: &[f32], dx: &mut [f32], sizes: Sizes) {
     if dx.is_empty() {
         return;
     }
-    // The window along one side that reads `at` with its `tap`, if there is one.
-    let reader = |at: usize, tap: usize, places: usize| {
-        let start = (at + window.padding).checked_sub(tap)?;
-        (start % window.stride == 0 && start / window.stride < places).then_some(start / window.stride)
-    };
     let step = rows_per_task(dx.len() / channels, kh * kw * channels);
     dx.par_chunks_mut(step * channels).enumerate().for_each(|(task, dx)| {
         for (at, dx) in dx.chunks_exact_mut(channels).enumerate() {
@@ -51,7 +46,7 @@ pub(super) fn fold(dy: &[f32], dx: &mut [f32], sizes: Sizes) {
             let (b, row, col) = (pixel / (height * width), pixel / width % height, pixel % width);
             dx.fill(0.0);
             for tap in 0..kh * kw {
-                let readers = (reader(row, tap / kw, down), reader(col, tap % kw, across));
+                let readers = (window.reader(row, tap / kw, down), window.reader(col, tap % kw, across));
                 let (Some(i), Some(j)) = readers else { continue };
                 let from = ((b * down + i) * across + j) * len + tap * channels;
                 dx.iter_mut().zip(&dy[from..]).for_each(|(dx, dy)| *dx += dy);

@@ -25,20 +25,38 @@ impl Window {
         };
         Some((along(height, self.kernel.0)?, along(width, self.kernel.1)?))
     }
+
+    /// The window along one side that reads `at` with its `tap`, if there is one among `places`.
+    pub(super) fn reader(&self, at: usize, tap: usize, places: usize) -> Option<usize> {
+        let start = (at + self.padding).checked_sub(tap)?;
+        (start.is_multiple_of(self.stride) && start / self.stride < places).then_some(start / self.stride)
+    }
 }
 
 /// An image and its windows, as the kernels take them.
 #[derive(Clone, Copy, Debug)]
-struct Sizes {
-    batch: usize,
-    height: usize,
-    width: usize,
-    channels: usize,
-    places: (usize, usize),
-    window: Window,
+pub(super) struct Sizes {
+    pub(super) batch: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) channels: usize,
+    pub(super) places: (usize, usize),
+    pub(super) window: Window,
 }
 
 impl Sizes {
+    /// Those of `x [batch, height, width, channels]`, with room for a window.
+    pub(super) fn of(op: &'static str, x: &Var, window: Window) -> Result<Self> {
+        let shape = <&[usize; 4]>::try_from(x.shape()).ok();
+        let places = shape.and_then(|&[_, height, width, _]| Some((shape?, window.places((height, width))?)));
+        let Some((&[batch, height, width, channels], places)) = places else {
+            let expected = format!("[batch, height, width, channels] with room for {window:?}");
+            return Err(EngineError::Shape { op, operand: "x", expected, got: x.shape().to_vec() });
+        };
+        super::matmul::expect_float(op, "x", x.value())?;
+        Ok(Self { batch, height, width, channels, places, window })
+    }
+
     /// Values of a window.
     fn values(&self) -> usize {
         self.window.kernel.0 * self.window.kernel.1 * self.channels
@@ -56,15 +74,8 @@ impl Sizes {
 ///
 /// [`EngineError::Shape`] unless x has four dimensions and room for a window.
 pub fn unfold(cx: &Cx, x: &Var, window: Window) -> Result<Var> {
-    let shape = <&[usize; 4]>::try_from(x.shape()).ok();
-    let places = shape.and_then(|&[_, height, width, _]| Some((shape?, window.places((height, width))?)));
-    let Some((&[batch, height, width, channels], places)) = places else {
-        let expected = format!("[batch, height, width, channels] with room for {window:?}");
-        return Err(EngineError::Shape { op: "unfold", operand: "x", expected, got: x.shape().to_vec() });
-    };
-    super::matmul::expect_float("unfold", "x", x.value())?;
-    let sizes = Sizes { batch, height, width, channels, places, window };
-    let shape = [batch, places.0 * places.1, sizes.values()];
+    let sizes = Sizes::of("unfold", x, window)?;
+    let shape = [sizes.batch, sizes.places.0 * sizes.places.1, sizes.values()];
     if window == (Window { kernel: (1, 1), stride: 1, padding: 0 }) {
         return cx.reshape(x, &shape);
     }
