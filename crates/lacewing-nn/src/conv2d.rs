@@ -9,6 +9,7 @@
 use crate::{Linear, LinearOptions, Result, Scope};
 use lacewing_engine::ops::{self, Window};
 use lacewing_engine::{Cx, EngineError, Var};
+use serde_json::{Value, json};
 
 /// Sizes and options of a [`Conv2d`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,7 +26,7 @@ pub struct Conv2dOptions {
     pub stride: usize,
     /// Rows and columns of zeros on each side.
     pub padding: usize,
-    /// The map of a window.
+    /// The map of a window; its own `window` is the one above.
     pub linear: LinearOptions,
 }
 
@@ -37,7 +38,8 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Adds the linear map `NAME [n_out, kh · kw · channels]` to `scope`; the rules choose its structure by that name.
+    /// Adds the linear map `NAME [n_out, kh · kw · channels]` to `scope`; the rules choose its structure by that name, and a
+    /// structure that asks for `channels`, as N:M groups along them do, is told.
     ///
     /// # Errors
     ///
@@ -47,6 +49,7 @@ impl Conv2d {
         let window = Window { kernel, stride, padding };
         let (down, across) = places(window, size)?;
         let n_in = kernel.0 * kernel.1 * channels;
+        let linear = LinearOptions { window: Some([kernel.0, kernel.1, channels]), ..linear };
         let linear = scope.with_rows(down * across).linear(name, n_in, n_out, linear)?;
         Ok(Self { linear, window })
     }
@@ -114,6 +117,32 @@ fn four(x: &Var) -> Result<[usize; 4], EngineError> {
     x.shape().try_into().map_err(|_| EngineError::Shape { op: "channels", operand: "x", expected, got })
 }
 
+/// The structure's `config` for the windows `[height, width, channels]` of an unfolded convolution: with those channels,
+/// where the structure has such a key and the config leaves it open.
+///
+/// ```
+/// use serde_json::json;
+///
+/// let config = lacewing_nn::with_channels(&json!({"structure": "nm", "m": 8}), Some([3, 3, 64]));
+/// assert_eq!(config, json!({"structure": "nm", "m": 8, "channels": 64}));
+/// assert_eq!(lacewing_nn::with_channels(&json!("low_rank"), Some([3, 3, 64])), "low_rank");
+/// ```
+pub fn with_channels(config: &Value, window: Option<[usize; 3]>) -> Value {
+    let name = config.as_str().or_else(|| config.get("structure")?.as_str());
+    let kind = lacewing_core::structures().find(|kind| Some(kind.name) == name);
+    let asks = kind.is_some_and(|kind| kind.keys.iter().any(|key| key.name == "channels"));
+    let mut config = config.clone();
+    if let (Some([_, _, channels]), true) =
+        (window, asks && config.get("channels").is_none_or(Value::is_null))
+    {
+        if config.is_string() {
+            config = json!({ "structure": config });
+        }
+        config["channels"] = json!(channels);
+    }
+    config
+}
+
 /// A convolution's weight `[out, in, kh, kw]`, as PyTorch has it, in the order of a window here: `[out, kh, kw, in]`.
 ///
 /// # Panics
@@ -121,7 +150,21 @@ fn four(x: &Var) -> Result<[usize; 4], EngineError> {
 /// When `weight` does not fill the shape.
 pub fn unfold_weight(weight: &[f32], [out, channels, kh, kw]: [usize; 4]) -> Vec<f32> {
     assert_eq!(weight.len(), out * channels * kh * kw, "values of a weight [{out}, {channels}, {kh}, {kw}]");
-    let taps = kh * kw;
-    let at = |i: usize| (i / (taps * channels) * channels + i % channels) * taps + i / channels % taps;
-    (0..weight.len()).map(|i| weight[at(i)]).collect()
+    turned(weight, channels, kh * kw)
+}
+
+/// The inverse of [`unfold_weight`]; the shape is that of the result.
+///
+/// # Panics
+///
+/// When `weight` does not fill the shape.
+pub fn fold_weight(weight: &[f32], [out, channels, kh, kw]: [usize; 4]) -> Vec<f32> {
+    assert_eq!(weight.len(), out * channels * kh * kw, "values of a weight [{out}, {channels}, {kh}, {kw}]");
+    turned(weight, kh * kw, channels)
+}
+
+/// Each `[rows, cols]` transposed.
+fn turned(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    let at = |i: usize| (i / (rows * cols) * rows + i % rows) * cols + i / rows % cols;
+    (0..values.len()).map(|i| values[at(i)]).collect()
 }

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod batch_norm;
 mod conv2d;
 mod drop_path;
 mod dropout;
@@ -35,7 +36,10 @@ mod rules;
 mod transformer_block;
 
 pub use attention::{AttentionOptions, MultiHeadAttention};
-pub use conv2d::{Conv2d, Conv2dOptions, channels_first, channels_last, unfold_weight};
+pub use batch_norm::{BatchNorm, BatchNormOptions};
+pub use conv2d::{
+    Conv2d, Conv2dOptions, channels_first, channels_last, fold_weight, unfold_weight, with_channels,
+};
 pub use drop_path::DropPath;
 pub use dropout::Dropout;
 pub use error::{NnError, Result};

@@ -4,6 +4,7 @@
 //! which layers add their parameters. A parameter's first values depend on the seed and on its layer's name only, so a
 //! layer that is added or removed leaves the others as they were.
 
+use crate::conv2d::with_channels;
 use crate::linear::{Linear, LinearOptions};
 use crate::{Choice, Evolving, NnError, Result, Rules};
 use lacewing_core::{IndexBuffer, MaskPhase, ParamSpec, Rng, Schedule, Structure};
@@ -27,6 +28,8 @@ pub struct LayerInfo {
     pub n_in: usize,
     /// Length of one row of output.
     pub n_out: usize,
+    /// Height, width and channels of the windows of an unfolded convolution, whose values are its inputs in that order.
+    pub window: Option<[usize; 3]>,
     /// Trained values, bias included.
     pub parameters: usize,
     /// Values of the bias: `n_out` or 0.
@@ -306,7 +309,8 @@ impl Scope<'_> {
         options: LinearOptions,
     ) -> Result<Linear> {
         let layer = self.name(name);
-        let choice = self.builder.rules.choose(&layer);
+        let mut choice = self.builder.rules.choose(&layer);
+        choice.structure = with_channels(&choice.structure, options.window);
         let masked = matches!(choice.schedule, Some(Schedule::Masks(_)));
         let structure = if self.builder.values == Values::Zeros && !masked {
             let buffers = self.take_saved(&layer);
@@ -374,6 +378,7 @@ impl Scope<'_> {
             kernel: linear.kernel(),
             n_in: structure.n_in(),
             n_out: structure.n_out(),
+            window: options.window,
             parameters: counts.parameters + bias,
             bias,
             bytes: counts.bytes + 4 * bias,

@@ -4,7 +4,7 @@ use lacewing_core::Rng;
 use lacewing_engine::{Cx, DType, Device, StepRng, Tensor};
 use lacewing_nn::{
     Built, Conv2d, Conv2dOptions, LinearOptions, ModelBuilder, NnError, Rules, channels_first, channels_last,
-    unfold_weight,
+    fold_weight, unfold_weight,
 };
 use lacewing_testkit::{assert_gradient, assert_within, gamma, slopes, uniform, widen};
 use serde_json::{Value, json};
@@ -124,6 +124,8 @@ fn every_structure_convolves() {
     check(Conv2dOptions { stride: 2, ..options((3, 4), 2, 3, (1, 1)) }, &dense);
     check(Conv2dOptions { padding: 1, ..options((5, 7), 2, 2, (3, 3)) }, &dense);
     check(Conv2dOptions { padding: 1, stride: 2, ..options((4, 5), 1, 2, (3, 2)) }, &dense);
+    // As the stem of a residual network has it.
+    check(Conv2dOptions { padding: 3, stride: 2, ..options((5, 4), 1, 2, (7, 7)) }, &dense);
     for config in [
         json!({"structure": "nm"}),
         json!({"structure": "monarch", "blocks": 2}),
@@ -140,7 +142,9 @@ fn a_weight_in_pytorchs_order_is_the_same_convolution() {
     let options = Conv2dOptions { padding: 1, ..options((4, 3), 3, 2, (3, 2)) };
     let (conv, built) = build(options, &json!({"structure": "dense"})).unwrap();
     let (weight, bias) = (uniform(1, 2 * 3 * 3 * 2), uniform(2, 2));
-    built.params.set(conv.linear().weights()[0], &unfold_weight(&weight, [2, 3, 3, 2])).unwrap();
+    let unfolded = unfold_weight(&weight, [2, 3, 3, 2]);
+    assert_eq!(fold_weight(&unfolded, [2, 3, 3, 2]), weight);
+    built.params.set(conv.linear().weights()[0], &unfolded).unwrap();
     built.params.set(conv.linear().bias().unwrap(), &bias).unwrap();
     let x = uniform(3, BATCH * 3 * 4 * 3);
     let cx = Cx::evaluation(built.params);

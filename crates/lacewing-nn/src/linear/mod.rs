@@ -147,6 +147,8 @@ pub struct LinearOptions {
     pub bias_init: BiasInit,
     /// Applied to `W x + b`.
     pub activation: Activation,
+    /// Height, width and channels of the windows of an unfolded convolution, whose values are its inputs in that order.
+    pub window: Option<[usize; 3]>,
 }
 
 impl Default for LinearOptions {
@@ -157,6 +159,7 @@ impl Default for LinearOptions {
             init: Init::Default,
             bias_init: BiasInit::Default,
             activation: Activation::Identity,
+            window: None,
         }
     }
 }
