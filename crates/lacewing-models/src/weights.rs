@@ -1,7 +1,7 @@
 //! Where the parameters of our models are in other tools' checkpoints: one row a layout.
 //!
 //! Our names follow timm's, and T2T-ViT's own for that model, so their layout is the identity up to dimensions of one and
-//! flattened kernels. A layout answers for one of our names which tensors of the file make it up, and with what shape other tools expect it.
+//! flattened kernels (a convolution's are reordered by who reads them: its layer knows its channels). A layout answers for one of our names which tensors of the file make it up, and with what shape other tools expect it.
 
 /// One way of naming a model's parameters.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Piece {
 pub static LAYOUTS: &[&Layout] = &[
     &Layout {
         name: "timm",
-        about: "timm, T2T-ViT, and this program",
+        about: "timm, torchvision's ResNets, T2T-ViT, and this program",
         pieces: |ours| vec![Piece::whole(ours)],
     },
     &Layout {
@@ -101,6 +101,11 @@ fn transformers(ours: &str) -> Vec<Piece> {
             .into(),
         None => whole(ours.to_owned()),
     }
+}
+
+/// Whether a tensor of another tool is no weight: PyTorch's batch norms count batches, which no output depends on.
+pub fn is_counter(theirs: &str) -> bool {
+    theirs.ends_with(".num_batches_tracked")
 }
 
 /// Whether a tensor of shape `theirs` holds what we keep as `ours`: equal up to dimensions of one, or with the trailing

@@ -20,6 +20,9 @@ fn dense_models_have_the_published_parameter_counts() {
         ("mixer_s16_224", 18_528_264),
         ("mixer_b16_224", 59_880_472),
         ("t2t_vit_14_t", 21_465_422),
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
     ] {
         assert_eq!(summary(json!(name)).parameters, parameters, "{name}");
     }
@@ -210,6 +213,52 @@ fn names_and_shapes_follow_timm() {
 }
 
 #[test]
+fn multiply_adds_of_resnets_are_those_published() {
+    // Convolutions and the head, as torchvision counts them, in millions.
+    for (name, millions) in [("resnet18", 1814), ("resnet34", 3664), ("resnet50", 4089)] {
+        assert_eq!((summary(json!(name)).macs() + 500_000) / 1_000_000, millions, "{name}");
+    }
+}
+
+#[test]
+fn groups_of_n_m_run_along_the_channels_of_a_convolution() {
+    let config = json!({"name": "resnet50", "conv": {"structure": "nm", "n": 2, "m": 4}});
+    let sparse = summary(config);
+    let of = |structure: &str| -> Vec<&str> {
+        let layers = sparse.layers.iter().filter(|layer| layer.structure == structure);
+        layers.map(|layer| layer.name.as_str()).collect()
+    };
+    assert_eq!(of("nm").len(), 48);
+    assert_eq!(
+        of("dense"),
+        [
+            "conv1",
+            "layer1.0.downsample.0",
+            "layer2.0.downsample.0",
+            "layer3.0.downsample.0",
+            "layer4.0.downsample.0",
+            "fc"
+        ]
+    );
+    for layer in sparse.layers.iter().filter(|layer| layer.structure == "nm") {
+        let [kh, kw, channels] = layer.window.expect("a convolution");
+        assert_eq!((layer.n_in, kh), (kh * kw * channels, kw), "{}", layer.name);
+        assert_eq!(layer.config["channels"], channels, "{}", layer.name);
+    }
+    // A stem of three channels has no such groups; a structure without the key is left alone; a given value stays.
+    let stem = json!({"name": "resnet18", "stem": {"structure": "nm"}});
+    let error = ModelConfig::from_json(&stem).unwrap().summary().unwrap_err().to_string();
+    assert!(error.contains("`conv1` [64, 147]") && error.contains("channels = 3"), "{error}");
+    let rules = json!([
+        {"match": "conv1", "structure": "low_rank", "rank": 4},
+        {"match": "layer1.0.conv1", "structure": "nm", "channels": 192},
+    ]);
+    let layers = summary(json!({"name": "resnet18", "rules": rules})).layers;
+    assert_eq!((layers[0].structure, layers[0].config.get("channels")), ("low_rank", None));
+    assert_eq!(layers[1].config["channels"], 192);
+}
+
+#[test]
 fn every_group_reaches_a_layer_and_the_narrower_group_decides() {
     for family in MODELS {
         let config = |name: &str| {
@@ -253,6 +302,12 @@ fn sizes_that_do_not_fit_are_errors_with_numbers() {
         (json!({"name": "vit_digits", "depth": 0}), ["`depth`", "at least 1"]),
         (json!({"name": "vit_digits", "mlp_ratio": 0.001}), ["`mlp_ratio`", "dim = 128"]),
         (json!({"name": "mlp_digits", "hidden": [3, 0]}), ["`hidden`", "got 0"]),
+        (json!({"name": "resnet18", "image_size": 0}), ["`image_size`", "got 0"]),
+        (json!({"name": "resnet18", "width": 0}), ["`width`", "got 0"]),
+        (json!({"name": "resnet18", "layers": [2, 0]}), ["`layers`", "got [2, 0]"]),
+        (json!({"name": "resnet18", "layers": []}), ["`layers`", "1 to 8 stages"]),
+        (json!({"name": "resnet50", "norm_momentum": 1.5}), ["`norm_momentum`", "got 1.5"]),
+        (json!({"name": "resnet50", "drop_path": 1.0}), ["`drop_path`", "got 1"]),
         (
             json!({"name": "vit_digits", "mlp": {"structure": "monarch", "blocks": 7}}),
             ["`blocks.0.mlp.fc1` [512, 128]", "pad: true"],

@@ -1,58 +1,107 @@
-//! A whole vision transformer against timm's: the same weights give the same logits and the same gradients.
+//! Whole models against timm's: the same weights give the same logits and the same gradients.
 
 use lacewing_engine::ops::{Target, softmax_cross_entropy};
 use lacewing_engine::{Cx, DType, Device, StepRng, Tensor};
-use lacewing_models::ModelConfig;
-use lacewing_nn::ModelBuilder;
+use lacewing_models::{BuiltModel, ModelConfig};
+use lacewing_nn::{ModelBuilder, unfold_weight};
 use safetensors::SafeTensors;
-use serde_json::json;
+use serde_json::{Value, json};
 
-static BYTES: &[u8] = include_bytes!("fixtures/vit.safetensors");
+static VIT: &[u8] = include_bytes!("fixtures/vit.safetensors");
+static RESNET: &[u8] = include_bytes!("fixtures/resnet.safetensors");
 
 fn words<T>(file: &SafeTensors<'_>, name: &str, read: fn([u8; 4]) -> T) -> Vec<T> {
     let data = file.tensor(name).unwrap_or_else(|_| panic!("no {name}")).data().to_vec();
     data.chunks_exact(4).map(|bytes| read(bytes.try_into().unwrap())).collect()
 }
 
-/// Twice the error of PyTorch's own float32, and what storing the answer in float32 loses.
-fn compare(file: &SafeTensors<'_>, key: &str, got: &[f32]) {
-    let want = words(file, key, f32::from_le_bytes);
-    assert_eq!(got.len(), want.len(), "{key}");
-    let error =
-        file.tensor(&format!("err/{key}")).unwrap().data().try_into().map(f64::from_le_bytes).unwrap();
-    let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let bound = 2.0 * error + f64::from(largest * f32::EPSILON);
-    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-        let off = (f64::from(*got) - f64::from(*want)).abs();
-        assert!(off <= bound, "{key}[{i}] = {got}, expected {want} ± {bound:e}");
+/// The values of a parameter, or of its gradient, in our order: a convolution's `[out, in, kh, kw]` unfolded, where the
+/// model unfolds it.
+fn ours(built: &BuiltModel, name: &str, shape: &[usize], values: Vec<f32>) -> Vec<f32> {
+    let layer = built.summary.layers.iter().find(|layer| name.strip_suffix(".weight") == Some(&layer.name));
+    match (layer.and_then(|layer| layer.window), shape) {
+        (Some([kh, kw, channels]), &[out, ..]) => {
+            assert_eq!(shape, [out, channels, kh, kw], "{name}");
+            unfold_weight(&values, [out, channels, kh, kw])
+        }
+        _ => values,
     }
 }
 
-#[test]
-fn a_vit_has_the_logits_and_gradients_of_timm() {
-    let file = SafeTensors::deserialize(BYTES).unwrap();
-    let config = json!({"name": "vit_tiny_patch16_224", "image_size": 8, "patch_size": 2, "n_classes": 5,
-        "dim": 32, "depth": 2, "heads": 4});
+/// Twice the error of PyTorch's own float32, and what storing the answer in float32 loses.
+fn compare(file: &SafeTensors<'_>, (prefix, key): (&str, &str), want: &[f32], got: &[f32]) {
+    assert_eq!(got.len(), want.len(), "{key}");
+    let error = file.tensor(&format!("{prefix}err/{key}")).unwrap().data();
+    let error = f64::from_le_bytes(error.try_into().unwrap());
+    let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let bound = 2.0 * error + f64::from(largest * f32::EPSILON);
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let off = (f64::from(*got) - f64::from(*want)).abs();
+        assert!(off <= bound, "{prefix}{key}[{i}] = {got}, expected {want} ± {bound:e}");
+    }
+}
+
+/// Logits and gradients of the model `config` with the weights under `prefix`; the model after the step.
+fn check(bytes: &[u8], prefix: &str, config: &Value) -> BuiltModel {
+    let file = SafeTensors::deserialize(bytes).unwrap();
     let builder = ModelBuilder::new(Device::Cpu, DType::F32, 0).unwrap();
-    let built = ModelConfig::from_json(&config).unwrap().build(builder).unwrap();
+    let built = ModelConfig::from_json(config).unwrap().build(builder).unwrap();
+    let tensor = |key: &str, name: &str| {
+        let key = format!("{prefix}{key}");
+        let shape = file.tensor(&key).unwrap_or_else(|_| panic!("no {key}")).shape().to_vec();
+        ours(&built, name, &shape, words(&file, &key, f32::from_le_bytes))
+    };
     for id in built.params.ids() {
         let name = &built.params.info(id).name;
-        built.params.set(id, &words(&file, &format!("in/{name}"), f32::from_le_bytes)).unwrap();
+        built.params.set(id, &tensor(&format!("in/{name}"), name)).unwrap();
     }
-    let n_tensors = file.names().into_iter().filter(|name| name.starts_with("in/")).count();
+    let inputs = format!("{prefix}in/");
+    let n_tensors = file.names().into_iter().filter(|name| name.starts_with(&inputs)).count();
     assert_eq!(n_tensors, built.params.infos().len(), "every tensor of timm's has its parameter");
 
-    let images =
-        Tensor::from_f32(&Device::Cpu, &words(&file, "images", f32::from_le_bytes), &[3, 3, 8, 8]).unwrap();
+    let images = images(&file, &built);
     let labels = Tensor::from_u32(&Device::Cpu, &words(&file, "labels", u32::from_le_bytes), &[3]).unwrap();
     let cx = Cx::training(built.params.clone(), StepRng::new(0, 0));
     let logits = built.model.forward(&cx, &images).unwrap();
-    compare(&file, "logits", &logits.value().to_f32().unwrap());
+    let against = |key: &str, name: &str, got: &[f32]| compare(&file, (prefix, key), &tensor(key, name), got);
+    against("logits", "", &logits.value().to_f32().unwrap());
     let target = Target::Classes { labels: &labels, smoothing: 0.1 };
     let (_, dlogits) = softmax_cross_entropy(logits.value(), target, 1.0 / 3.0).unwrap();
     cx.backward(&logits, dlogits).unwrap();
     for id in built.params.ids() {
-        let gradient = built.params.gradient(id).unwrap().to_f32().unwrap();
-        compare(&file, &format!("grad/{}", built.params.info(id).name), &gradient);
+        let info = built.params.info(id);
+        let name = &info.name;
+        if info.trained {
+            against(&format!("grad/{name}"), name, &built.params.gradient(id).unwrap().to_f32().unwrap());
+        } else {
+            against(&format!("after/{name}"), name, &built.params.master(id).to_f32().unwrap());
+        }
+    }
+    built
+}
+
+fn images(file: &SafeTensors<'_>, built: &BuiltModel) -> Tensor {
+    let shape = [&[3][..], &built.model.image_shape()].concat();
+    Tensor::from_f32(&Device::Cpu, &words(file, "images", f32::from_le_bytes), &shape).unwrap()
+}
+
+#[test]
+fn a_vit_has_the_logits_and_gradients_of_timm() {
+    let config = json!({"name": "vit_tiny_patch16_224", "image_size": 8, "patch_size": 2, "n_classes": 5,
+        "dim": 32, "depth": 2, "heads": 4});
+    check(VIT, "", &config);
+}
+
+/// And the running statistics after a step, and the logits by them.
+#[test]
+fn resnets_have_the_logits_gradients_and_statistics_of_timm() {
+    for (name, prefix, layers) in [("resnet18", "basic/", [1, 2]), ("resnet50", "bottleneck/", [2, 1])] {
+        let config = json!({"name": name, "image_size": 20, "n_classes": 5, "width": 4, "layers": layers});
+        let built = check(RESNET, prefix, &config);
+        let file = SafeTensors::deserialize(RESNET).unwrap();
+        let cx = Cx::evaluation(built.params.clone());
+        let logits = built.model.forward(&cx, &images(&file, &built)).unwrap();
+        let want = words(&file, &format!("{prefix}eval_logits"), f32::from_le_bytes);
+        compare(&file, (prefix, "eval_logits"), &want, &logits.value().to_f32().unwrap());
     }
 }

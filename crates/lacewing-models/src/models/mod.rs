@@ -2,11 +2,13 @@
 
 mod mlp;
 mod mlp_mixer;
+mod resnet;
 mod t2t_vit;
 mod vit;
 
 pub use mlp::MlpConfig;
 pub use mlp_mixer::MixerConfig;
+pub use resnet::{Block, ResNetConfig, Stem};
 pub use t2t_vit::T2tVitConfig;
 pub use vit::{Pool, VitConfig};
 
@@ -17,7 +19,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Every family.
-pub static MODELS: &[&Family] = &[&vit::FAMILY, &t2t_vit::FAMILY, &mlp_mixer::FAMILY, &mlp::FAMILY];
+pub static MODELS: &[&Family] =
+    &[&vit::FAMILY, &t2t_vit::FAMILY, &mlp_mixer::FAMILY, &resnet::FAMILY, &mlp::FAMILY];
 
 /// A config as JSON.
 fn json(config: impl Serialize) -> Value {
