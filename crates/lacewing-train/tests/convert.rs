@@ -3,7 +3,7 @@
 use lacewing_core::{StructureKind, structures};
 use lacewing_engine::{Cx, DType, Device, Tensor};
 use lacewing_models::ModelConfig;
-use lacewing_nn::{ModelBuilder, Rules};
+use lacewing_nn::{ModelBuilder, Rules, fold_weight};
 use lacewing_train::checkpoint::file::Entry;
 use lacewing_train::checkpoint::{MODEL_FILE, ModelCard, ModelInput, SavedModel, file, save_model};
 use lacewing_train::convert::{
@@ -429,4 +429,93 @@ fn training_starts_from_a_converted_model() {
     // Two steps of AdamW at 1e-6 move no value by more than that each.
     let moved = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(moved < 1e-5, "{moved}");
+}
+
+/// A file as torchvision and timm write it: convolutions `[out, in, kh, kw]`, and a count beside every batch norm.
+#[test]
+fn resnets_of_other_tools_are_read_converted_along_channels_and_written_back() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config =
+        json!({"name": "resnet50_cifar", "channels": 1, "image_size": 8, "width": 4, "layers": [1, 1]});
+    let read = ModelConfig::from_json(&config).expect("a valid config");
+    let built =
+        read.build(ModelBuilder::new(Device::Cpu, DType::F32, 5).expect("the host")).expect("a model");
+    let mut entries = Vec::new();
+    for (id, info) in built.params.ids().zip(built.params.infos()) {
+        let values: Vec<f32> = (0..info.len()).map(|i| (i * 29 % 31) as f32 / 31.0 + 0.1).collect();
+        built.params.set(id, &values).expect("as many");
+        let layer =
+            built.summary.layers.iter().find(|layer| info.name.strip_suffix(".weight") == Some(&layer.name));
+        entries.push(match layer.and_then(|layer| Some((layer.n_out, layer.window?))) {
+            Some((n_out, [kh, kw, channels])) => {
+                let shape = [n_out, channels, kh, kw];
+                Entry::f32(info.name.clone(), &shape, &fold_weight(&values, shape))
+            }
+            None => Entry::f32(info.name.clone(), &info.shape, &values),
+        });
+        if let Some(norm) = info.name.strip_suffix(".running_var") {
+            entries.push(Entry::u32(format!("{norm}.num_batches_tracked"), &[], &[7]));
+        }
+    }
+    let path = folder.path().join("resnet.safetensors");
+    file::write(&path, &entries, "dense").expect("a writable folder");
+    let options = SourceOptions { model: Some(config), ..SourceOptions::default() };
+    let source = Source::read(&path, &options).expect("every tensor has a place");
+    assert_eq!(source.layout.expect("another tool's").name, "timm");
+    for (id, info) in built.params.ids().zip(built.params.infos()) {
+        let [ours, theirs] =
+            [&built, &source.built].map(|built| built.params.master(id).to_f32().expect("there"));
+        assert_eq!(ours, theirs, "{}", info.name);
+    }
+
+    let to = |layers: &str, budget| {
+        let (to, layers) = (vec![json!("nm")], vec![layers.to_owned()]);
+        convert(&source, &Plan { to, rules: None, layers, budget, uniform: false, seed: 3 }, None)
+    };
+    let converted = to("layer*.conv?", None).expect("it fits");
+    assert_eq!(converted.rows.len(), 6);
+    for row in &converted.rows {
+        let layer =
+            source.built.summary.layers.iter().find(|layer| layer.name == row.layer).expect("a layer");
+        assert_eq!(row.to["channels"], layer.window.expect("a convolution")[2], "{}", row.layer);
+    }
+    // Sizes whose groups are longer than a layer has channels are not tried.
+    let within =
+        to("layer*.conv?", Some((Metric::Params, 0.4))).expect("a half is too much, a quarter is there");
+    assert!(within.rows.iter().map(|row| row.parameters).sum::<usize>() > 0);
+    let error = to("conv1", None).expect_err("one channel").to_string();
+    assert!(error.contains("`conv1`") && error.contains("channels = 1"), "{error}");
+
+    let packed = folder.path().join("packed");
+    write(&packed, &source, &converted, None).expect("a writable folder");
+    let packed = reread(&packed);
+    let export = folder.path().join("export");
+    write_dense(&export, &packed).expect("a pattern is one matrix");
+    let twin = Source::read(&export, &options).expect("a dense checkpoint");
+    let of = |source: &Source, name: &str| {
+        let info = source.built.params.infos().iter().find(|info| info.name == name).expect("a parameter");
+        source
+            .built
+            .params
+            .master(source.built.params.find(&info.name).expect("there"))
+            .to_f32()
+            .expect("on the host")
+    };
+    assert_eq!(of(&twin, "layer2.0.downsample.0.weight"), of(&source, "layer2.0.downsample.0.weight"));
+    assert_eq!(of(&twin, "bn1.running_var"), of(&source, "bn1.running_var"));
+    let (dense, sparse) = (of(&source, "layer2.0.conv2.weight"), of(&twin, "layer2.0.conv2.weight"));
+    for (dense, sparse) in dense.chunks(4).zip(sparse.chunks(4)) {
+        assert_eq!(sparse.iter().filter(|&&w| w != 0.0).count(), 2, "{sparse:?}");
+        assert!(sparse.iter().zip(dense).all(|(sparse, dense)| *sparse == 0.0 || sparse == dense));
+    }
+
+    // Channels last, as our own matrix has them, but with four dimensions.
+    for entry in &mut entries {
+        if let [out, channels, kh, kw] = entry.shape[..] {
+            entry.shape = vec![out, kh, kw, channels];
+        }
+    }
+    file::write(&path, &entries, "dense").expect("a writable folder");
+    let error = Source::read(&path, &options).expect_err("another order").to_string();
+    assert!(error.contains("`conv1.weight`") && error.contains("[4, 1, 3, 3]"), "{error}");
 }

@@ -36,11 +36,41 @@ train:
   log_every: 2
 ";
 
+/// Batch norms, whose running statistics move in every part of a step and in blocks that are run again.
+const CONVOLUTIONS: &str = "
+name: tiny
+seed: 3
+data: {name: digits, batch_size: 100}
+augment: {mixup: {prob: 0.5}}
+model:
+  name: resnet18_cifar
+  width: 8
+  layers: [1, 1]
+  dropout: 0.1
+  drop_path: 0.2
+  recompute: true
+  conv: {structure: nm, n: 2, m: 4}
+twin: false
+train:
+  epochs: 2
+  accumulate: 3
+  optimizer: sgd
+  nesterov: true
+  lr: 0.1
+  warmup_steps: 2
+  ema: {decay: 0.9}
+  log_every: 2
+";
+
 fn recipe(out: &Path, changes: &[(&str, &str)]) -> Recipe {
+    recipe_of(RECIPE, out, changes)
+}
+
+fn recipe_of(text: &str, out: &Path, changes: &[(&str, &str)]) -> Recipe {
     let mut overrides = vec![Override::new("out", out.display().to_string())];
     overrides
         .extend(changes.iter().map(|(path, value)| format!("{path}={value}").parse().expect("an override")));
-    parse("tiny", RECIPE, &overrides).expect("a valid recipe")
+    parse("tiny", text, &overrides).expect("a valid recipe")
 }
 
 fn run(recipe: Recipe, start: Start) -> Result<Finished, TrainError> {
@@ -61,7 +91,8 @@ fn state(out: &Path) -> [Vec<u8>; 2] {
 
 #[test]
 fn a_stopped_and_continued_run_equals_an_unbroken_one() {
-    continued_runs_equal_unbroken_ones(&[]);
+    continued_runs_equal_unbroken_ones(RECIPE, &[]);
+    continued_runs_equal_unbroken_ones(CONVOLUTIONS, &[]);
 }
 
 #[test]
@@ -70,16 +101,18 @@ fn a_stopped_and_continued_run_on_a_gpu_equals_an_unbroken_one() {
         return eprintln!("skipped: set LACEWING_TEST_CUDA=1 on a machine with a GPU");
     }
     let on_gpu = ("device", "cuda:0");
-    continued_runs_equal_unbroken_ones(&[on_gpu]);
+    continued_runs_equal_unbroken_ones(RECIPE, &[on_gpu]);
+    continued_runs_equal_unbroken_ones(CONVOLUTIONS, &[on_gpu]);
     // So wide that blocks are multiplied by the kernels for many rows.
-    continued_runs_equal_unbroken_ones(&[
+    let wide = [
         on_gpu,
         ("model.dim", "384"),
         ("model.heads", "6"),
         ("model.mlp_ratio", "4"),
         ("model.fc1", "{structure: block_sparse, block: 32, density: 0.125}"),
         ("model.fc2", "{structure: block_sparse, block: 64, density: 0.25}"),
-    ]);
+    ];
+    continued_runs_equal_unbroken_ones(RECIPE, &wide);
 }
 
 /// Every kind of schedule: masks that fade in stages, with the averages' mask; moves by gradients and at random, of weights
@@ -127,7 +160,7 @@ const SCHEDULES: &[&[(&str, &str)]] = &[
 
 #[test]
 fn runs_with_schedules_continue_to_the_bit() {
-    SCHEDULES.iter().for_each(|changes| continued_runs_equal_unbroken_ones(changes));
+    SCHEDULES.iter().for_each(|changes| continued_runs_equal_unbroken_ones(RECIPE, changes));
 }
 
 #[test]
@@ -136,14 +169,14 @@ fn runs_with_schedules_on_a_gpu_continue_to_the_bit() {
         return eprintln!("skipped: set LACEWING_TEST_CUDA=1 on a machine with a GPU");
     }
     for changes in SCHEDULES {
-        continued_runs_equal_unbroken_ones(&[changes, &[("device", "cuda:0")][..]].concat());
+        continued_runs_equal_unbroken_ones(RECIPE, &[changes, &[("device", "cuda:0")][..]].concat());
     }
 }
 
-fn continued_runs_equal_unbroken_ones(changes: &[(&str, &str)]) {
+fn continued_runs_equal_unbroken_ones(text: &str, changes: &[(&str, &str)]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let at = |name: &str| folder.path().join(name);
-    let recipe = |out: &Path, more: &[(&str, &str)]| recipe(out, &[changes, more].concat());
+    let recipe = |out: &Path, more: &[(&str, &str)]| recipe_of(text, out, &[changes, more].concat());
     let whole = run(recipe(&at("whole"), &[]), Start::New).expect("a run");
     // 14 batches an epoch, 3 a step: 9 steps in all.
     assert_eq!(Saved::read(&at("whole/checkpoint")).expect("whole").expect("there").progress.step, 9);

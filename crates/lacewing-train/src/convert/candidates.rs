@@ -5,7 +5,7 @@ use crate::evaluate::median;
 use lacewing_core::{Rng, Structure, StructureKind, Target, project, structures};
 use lacewing_engine::{Cx, DType, Device, Tensor};
 use lacewing_models::ModelError;
-use lacewing_nn::{LinearOptions, ModelBuilder};
+use lacewing_nn::{LinearOptions, ModelBuilder, with_channels};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -20,8 +20,20 @@ pub(super) struct Layer {
     pub(super) n_in: usize,
     pub(super) n_out: usize,
     pub(super) rows_per_sample: usize,
+    /// Of an unfolded convolution.
+    pub(super) window: Option<[usize; 3]>,
     /// `[n_out, n_in]`.
     pub(super) weight: Vec<f64>,
+}
+
+impl Layer {
+    /// The config of the largest member of a family that stores at most `density` of this layer's values.
+    pub(super) fn sized(&self, kind: &StructureKind, density: f64) -> Option<Value> {
+        let config = with_channels(&(kind.sized)(self.n_in, self.n_out, density)?, self.window);
+        // Groups along its channels may be too long for a convolution that a matrix of its size has room for.
+        let fits = || lacewing_core::build(&config, self.n_in, self.n_out, 0, None).is_ok();
+        (self.window.is_none() || fits()).then_some(config)
+    }
 }
 
 /// A structure that could take a layer's place.
@@ -108,7 +120,8 @@ pub(super) fn project_onto(
 ) -> Result<Candidate, ConvertError> {
     let &Layer { n_in, n_out, .. } = layer;
     let ranked = to_rank(layer, moment);
-    let structure = lacewing_core::build(config, n_in, n_out, seed, Some(&ranked));
+    let config = with_channels(config, layer.window);
+    let structure = lacewing_core::build(&config, n_in, n_out, seed, Some(&ranked));
     let structure = structure.map_err(|source| ConvertError::Structure {
         layer: layer.name.clone(),
         n_in,
@@ -206,7 +219,7 @@ impl<'a> Pool<'a> {
             let kind = structures().find(|kind| kind.name == chosen.structure.name());
             let kind = kind.expect("every structure has a row");
             for density in [chosen.structure.density() / step, (chosen.structure.density() * step).min(1.0)] {
-                let Some(config) = (kind.sized)(layer.n_in, layer.n_out, density) else { continue };
+                let Some(config) = layer.sized(kind, density) else { continue };
                 if !tasks.contains(&(at, config.clone())) {
                     tasks.push((at, config));
                 }
@@ -266,7 +279,7 @@ fn sizes(layer: &Layer, kinds: &[&'static StructureKind]) -> Vec<Value> {
     let mut configs: Vec<Value> = if kinds.len() > 1 { vec!["dense".into()] } else { Vec::new() };
     for kind in kinds {
         for density in DENSITIES {
-            let config = (kind.sized)(layer.n_in, layer.n_out, density);
+            let config = layer.sized(kind, density);
             configs.extend(config.filter(|config| !configs.contains(config)));
         }
     }

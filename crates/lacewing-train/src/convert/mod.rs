@@ -246,7 +246,7 @@ fn uniform(
         return Err(ConvertError::Uniform { families: plan.to.len(), metric: metric.name() });
     };
     let project = |layer: &Layer| {
-        let config = (kind.sized)(layer.n_in, layer.n_out, fraction).ok_or_else(|| {
+        let config = layer.sized(kind, fraction).ok_or_else(|| {
             let (layer, n_in, n_out) = (layer.name.clone(), layer.n_in, layer.n_out);
             ConvertError::TooLarge { layer, n_in, n_out, structure: kind.name, fraction }
         })?;

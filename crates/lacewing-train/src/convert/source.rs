@@ -7,9 +7,9 @@ use crate::evaluate::rebuild;
 use crate::recipe::ComputeType;
 use lacewing_core::IndexBuffer;
 use lacewing_engine::{DType, Device};
-use lacewing_models::weights::{LAYOUTS, Layout, Piece, same_values};
+use lacewing_models::weights::{LAYOUTS, Layout, Piece, is_counter, same_values};
 use lacewing_models::{BuiltModel, ModelConfig, ModelError};
-use lacewing_nn::ModelBuilder;
+use lacewing_nn::{ModelBuilder, unfold_weight};
 use lacewing_weights::{TensorEntry, WeightFile};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,6 +87,10 @@ impl Source {
         // Of equals the first.
         let layout = LAYOUTS.iter().rev().copied().max_by_key(|layout| known(layout)).expect("some layouts");
 
+        // Weights of convolutions, which other tools store with the channels slowest in a window.
+        let layers = built.summary.layers.iter();
+        let convolved: BTreeMap<String, [usize; 3]> =
+            layers.filter_map(|layer| Some((format!("{}.weight", layer.name), layer.window?))).collect();
         let (mut used, mut missing) = (BTreeSet::new(), Vec::new());
         for (id, info) in built.params.ids().zip(built.params.infos()) {
             let pieces = (layout.pieces)(&info.name);
@@ -97,7 +101,8 @@ impl Source {
             };
             let mut values = Vec::with_capacity(info.len());
             for (piece, tensor) in pieces.iter().zip(found) {
-                values.extend(take(path, piece, tensor, &info.shape, pieces.len())?);
+                let window = convolved.get(info.name.as_str()).copied();
+                values.extend(take(path, piece, tensor, &info.shape, pieces.len(), window)?);
                 used.insert(piece.name.clone());
             }
             built.params.set(id, &values)?;
@@ -107,7 +112,7 @@ impl Source {
             .tensors()
             .iter()
             .map(|tensor| tensor.name.clone())
-            .filter(|name| !used.contains(name))
+            .filter(|name| !used.contains(name) && !is_counter(name))
             .collect();
         let (path, model) = (path.to_owned(), config.name().to_owned());
         if !unknown.is_empty() && !options.allow_missing {
@@ -175,18 +180,21 @@ impl Source {
             n_in,
             n_out,
             rows_per_sample: info.rows_per_sample,
+            window: info.window,
             weight,
         })
     }
 }
 
-/// The values of a piece, which must fill an equal share of a parameter of shape `ours`.
+/// The values of a piece, which must fill an equal share of a parameter of shape `ours`; those of a convolution,
+/// `[out, channels, kh, kw]`, in our order.
 fn take(
     path: &Path,
     piece: &Piece,
     tensor: &TensorEntry,
     ours: &[usize],
     pieces: usize,
+    window: Option<[usize; 3]>,
 ) -> Result<Vec<f32>, ConvertError> {
     let (at, parts) = piece.part;
     // What the whole tensor must be: our rows over the number of pieces, times the number of parts it is cut in.
@@ -198,7 +206,16 @@ fn take(
         let (path, name, got) = (path.to_owned(), tensor.name.clone(), tensor.shape.clone());
         return Err(ConvertError::Shape { path, name, expected, got });
     }
-    let values = tensor.to_f32()?;
+    let mut values = tensor.to_f32()?;
+    // A matrix is one that this program wrote.
+    if let (Some([kh, kw, channels]), [out, _, _, _]) = (window, tensor.shape.as_slice()) {
+        let expected = [*out, channels, kh, kw];
+        if tensor.shape != expected {
+            let (path, name, got) = (path.to_owned(), tensor.name.clone(), tensor.shape.clone());
+            return Err(ConvertError::Shape { path, name, expected: expected.into(), got });
+        }
+        values = unfold_weight(&values, expected);
+    }
     let share = values.len() / parts;
     Ok(values[at * share..][..share].to_vec())
 }

@@ -4,6 +4,7 @@ use super::{ConvertError, Converted, Source};
 use crate::checkpoint::file::{self, Entry, replace_file, replace_text};
 use crate::checkpoint::{MODEL_FILE, ModelCard, ModelInput, save_model};
 use crate::recipe::Recipe;
+use lacewing_nn::fold_weight;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -103,7 +104,15 @@ pub fn write_dense(out: &Path, source: &Source) -> Result<usize, ConvertError> {
             }
             _ => (info.name.clone(), info.shape.clone(), source.values(&info.name)?),
         };
-        entries.push(Entry::f32(name.clone(), &foreign_shape(source, &name, &shape), &values));
+        let layer =
+            built.summary.layers.iter().find(|layer| name.strip_suffix(".weight") == Some(&layer.name));
+        entries.push(match layer.and_then(|layer| Some((layer.n_out, layer.window?))) {
+            Some((n_out, [kh, kw, channels])) => {
+                let theirs = [n_out, channels, kh, kw];
+                Entry::f32(name, &theirs, &fold_weight(&values, theirs))
+            }
+            None => Entry::f32(name.clone(), &foreign_shape(source, &name, &shape), &values),
+        });
     }
     claim(out)?;
     let config = json!({ "model": source.config.clone().dense_twin().to_json() });
