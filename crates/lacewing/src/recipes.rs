@@ -24,6 +24,10 @@ pub const RECIPES: &[EmbeddedRecipe] = &[
         text: include_str!("../../../configs/cifar10-vit-sparse-training.yaml"),
     },
     EmbeddedRecipe {
+        name: "cifar10-resnet18-nm",
+        text: include_str!("../../../configs/cifar10-resnet18-nm.yaml"),
+    },
+    EmbeddedRecipe {
         name: "mixer-b16-pixelfly",
         text: include_str!("../../../configs/mixer-b16-pixelfly.yaml"),
     },
