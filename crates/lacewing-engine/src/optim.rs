@@ -221,10 +221,13 @@ fn parts(params: &Params, weight_decay: f32) -> impl Iterator<Item = (Part, f32)
     parts.into_iter().filter(|(part, _)| part.len > 0)
 }
 
-/// An exponential moving average of the parameters: `s ← d s + (1 − d) p`, with `d` warmed up as
-/// `min(decay, (1 + t) / (10 + t))` so that early steps do not keep the random start.
+/// An exponential moving average of the parameters: `s ← d s + (1 − d) p`.
+///
+/// At step `t`, from 1, `d` is `decay`; warmed up it is `min(decay, (1 + t) / (10 + t))`, so that early steps do not keep
+/// the random start.
 pub struct Ema {
     decay: f32,
+    warmup: bool,
     flat: Tensor,
 }
 
@@ -234,14 +237,14 @@ impl Ema {
     /// # Errors
     ///
     /// [`EngineError::Value`] unless `0 ≤ decay < 1`; what the device reports.
-    pub fn new(params: &Params, decay: f32) -> Result<Self> {
+    pub fn new(params: &Params, decay: f32, warmup: bool) -> Result<Self> {
         if !(0.0..1.0).contains(&decay) {
             let (op, what, expected) = ("ema", "decay", "0 ≤ decay < 1".to_owned());
             return Err(EngineError::Value { op, what, expected, got: decay.to_string() });
         }
         let flat = Tensor::empty(&params.device(), DType::F32, params.flat_master().shape())?;
         flat.copy_from(params.flat_master())?;
-        Ok(Self { decay, flat })
+        Ok(Self { decay, warmup, flat })
     }
 
     /// Takes the parameters of step `step` (from 1) in.
@@ -250,7 +253,7 @@ impl Ema {
     ///
     /// What the device reports.
     pub fn update(&mut self, params: &Params, step: u64) -> Result<()> {
-        let warm = (1.0 + step as f32) / (10.0 + step as f32);
+        let warm = if self.warmup { (1.0 + step as f32) / (10.0 + step as f32) } else { 1.0 };
         kernels::ema(params.flat_master(), &self.flat, self.decay.min(warm))
     }
 

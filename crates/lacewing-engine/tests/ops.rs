@@ -5,7 +5,7 @@
 //! `LACEWING_TEST_CUDA=1` adds the GPU, in f32 and bf16; a GPU that cannot be had is then a failure.
 
 use lacewing_engine::ops::{self, Activation, BlockIndex, RunningStats, Target, Window};
-use lacewing_engine::optim::{AdamW, AdamWConfig, Optimizer, Sgd, SgdConfig};
+use lacewing_engine::optim::{AdamW, AdamWConfig, Ema, Optimizer, Sgd, SgdConfig};
 use lacewing_engine::{Cx, DType, Device, Params, ParamsBuilder, Result, StepRng, Tensor, Var};
 use lacewing_testkit::{gamma, uniform};
 use safetensors::SafeTensors;
@@ -430,6 +430,37 @@ fn patches_are_those_of_unfold() {
         let got = ops::patchify(&cx, &place.tensor("patchify/images"), 4).unwrap();
         assert_eq!(got.shape(), shape("patchify/y"));
         assert_eq!(got.value().to_f32().unwrap(), f32s("patchify/y"), "{}", place.name());
+    }
+}
+
+#[test]
+fn an_average_has_a_constant_decay_or_a_warmed_up_one() {
+    for place in places() {
+        let mut builder = ParamsBuilder::new(place.device(), place.dtype).unwrap();
+        builder.add("w", &[64], true, vec![0.0; 64]).unwrap();
+        let params = builder.build().unwrap();
+        let (decay, steps) = (0.9f32, 5);
+        let values: Vec<Vec<f32>> = (0..=steps).map(|t| uniform(t, 64)).collect();
+        for warmup in [false, true] {
+            params.flat_master().set_f32(&values[0]).unwrap();
+            let mut average = Ema::new(&params, decay, warmup).unwrap();
+            let mut want: Vec<f64> = values[0].iter().map(|x| f64::from(*x)).collect();
+            for t in 1..=steps {
+                params.flat_master().set_f32(&values[t as usize]).unwrap();
+                average.update(&params, t).unwrap();
+                let warm = (1.0 + t as f64) / (10.0 + t as f64);
+                let d = if warmup { f64::from(decay).min(warm) } else { f64::from(decay) };
+                for (w, x) in want.iter_mut().zip(&values[t as usize]) {
+                    *w = d * *w + (1.0 - d) * f64::from(*x);
+                }
+            }
+            // Five steps of a few roundings each, of numbers up to 1.
+            let bound = gamma(5 * 8);
+            for (got, want) in average.flat().to_f32().unwrap().iter().zip(&want) {
+                let what = format!("warm-up {warmup}, {}", place.name());
+                assert!((f64::from(*got) - want).abs() <= bound, "{got}, expected {want}, {what}");
+            }
+        }
     }
 }
 

@@ -120,6 +120,8 @@ pub struct TrainConfig {
 pub struct EmaConfig {
     /// What the average keeps of itself at each step; 0 for no average.
     pub decay: f64,
+    /// Whether it keeps less at first: at step `t` no more than `(1 + t) / (10 + t)`.
+    pub warmup: bool,
 }
 
 /// The optimizers.
@@ -215,7 +217,7 @@ impl Default for TrainConfig {
 
 impl Default for EmaConfig {
     fn default() -> Self {
-        Self { decay: 0.0 }
+        Self { decay: 0.0, warmup: true }
     }
 }
 

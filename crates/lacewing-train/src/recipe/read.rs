@@ -382,6 +382,7 @@ mod tests {
             ("augment: {mixpu: true}", &[], &["`augment.mixpu`", "`augment.mixup`"]),
             ("augment: {random_crop: {pading: 4}}", &[], &["augment.random_crop", "pading", "padding"]),
             ("train: {schedule: cosin}", &[], &["`train.schedule`", "cosin", "`cosine`", "linear"]),
+            ("train: {ema: {warmup: 3}}", &[], &["`train.ema.warmup`", "true or false", "3"]),
             ("train: {lr: 0}", &[], &["`train.lr`", "above 0", "got 0"]),
             ("train: {label_smoothing: 1.0}", &[], &["`train.label_smoothing`", "below 1"]),
             ("train: {accumulate: 0}", &[], &["`train.accumulate`", "at least 1"]),

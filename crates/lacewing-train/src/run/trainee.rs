@@ -58,8 +58,8 @@ impl Trainee {
         let mut progress =
             Progress::start(&contender.label, model, input, structures.collect(), recipe.clone());
         let mut optimizer = new_optimizer(&recipe.train, &built.params)?;
-        let decay = recipe.train.ema.decay as f32;
-        let average = (decay > 0.0).then(|| Ema::new(&built.params, decay)).transpose()?;
+        let (decay, warmup) = (recipe.train.ema.decay as f32, recipe.train.ema.warmup);
+        let average = (decay > 0.0).then(|| Ema::new(&built.params, decay, warmup)).transpose()?;
         if let Some(saved) = saved {
             saved.restore(&built.params, &arrays(&built.params, &*optimizer, average.as_ref()))?;
             progress = saved.progress.clone();
