@@ -9,7 +9,7 @@ pub use crate::data::OnBadImage;
 pub use read::{Override, RecipeError, load, merge, parse, parse_value};
 
 use crate::augment::AugmentConfig;
-use crate::schedule::{self, Schedule};
+use crate::schedule::{self, Schedule, Tick};
 use lacewing_engine::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -72,6 +72,8 @@ pub struct DataConfig {
 pub struct TrainConfig {
     /// Passes over the training pictures.
     pub epochs: u64,
+    /// Passes after those, with the learning rate at the end of its schedule.
+    pub cooldown_epochs: u64,
     /// Stop after this many optimizer steps, the schedule being that of the whole run.
     pub max_steps: Option<u64>,
     /// The optimizer.
@@ -84,8 +86,15 @@ pub struct TrainConfig {
     pub warmup_epochs: f64,
     /// Steps of linear warm-up, in place of `warmup_epochs`.
     pub warmup_steps: Option<u64>,
+    /// The learning rate of the first step (or epoch) of warm-up; by default warm-up rises from 0 with the first step
+    /// already above it.
+    pub warmup_lr: Option<f64>,
+    /// Whether the schedule begins after warm-up; else it runs from the first step, and warm-up hides its start.
+    pub warmup_prefix: bool,
     /// How the learning rate falls: a name of `lacewing list schedules`.
     pub schedule: String,
+    /// Whether the learning rate changes with every step or once an epoch.
+    pub schedule_unit: ScheduleUnit,
     /// Weight decay of everything but biases, norms, class tokens and positions.
     pub weight_decay: f64,
     /// Decays of AdamW's two moments.
@@ -122,6 +131,16 @@ pub struct EmaConfig {
     pub decay: f64,
     /// Whether it keeps less at first: at step `t` no more than `(1 + t) / (10 + t)`.
     pub warmup: bool,
+}
+
+/// When the learning rate changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleUnit {
+    /// With every optimizer step.
+    Step,
+    /// Once an epoch.
+    Epoch,
 }
 
 /// The optimizers.
@@ -191,13 +210,17 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             epochs: 100,
+            cooldown_epochs: 0,
             max_steps: None,
             optimizer: OptimizerName::AdamW,
             lr: 1e-3,
             min_lr: 0.0,
             warmup_epochs: 5.0,
             warmup_steps: None,
+            warmup_lr: None,
+            warmup_prefix: true,
             schedule: "cosine".to_owned(),
+            schedule_unit: ScheduleUnit::Step,
             weight_decay: 0.05,
             betas: [0.9, 0.999],
             eps: 1e-8,
@@ -248,6 +271,12 @@ impl Recipe {
             ("train.log_every", train.log_every as f64, positive, train.log_every > 0),
             ("train.lr", train.lr, "above 0", train.lr.is_finite() && train.lr > 0.0),
             ("train.min_lr", train.min_lr, "0 to train.lr", (0.0..=train.lr).contains(&train.min_lr)),
+            (
+                "train.warmup_lr",
+                train.warmup_lr.unwrap_or(0.0),
+                "0 to train.lr",
+                train.warmup_lr.is_none_or(|lr| (0.0..=train.lr).contains(&lr)),
+            ),
             ("train.warmup_epochs", train.warmup_epochs, rate, is_rate(train.warmup_epochs)),
             ("train.weight_decay", train.weight_decay, rate, is_rate(train.weight_decay)),
             ("train.betas.0", train.betas[0], fraction, in_fraction(train.betas[0])),
@@ -273,12 +302,12 @@ impl Recipe {
         self.schedule(0, 1).map(|_| ())
     }
 
-    /// The learning rate of a run of `total_steps`, of which `steps_per_epoch` make an epoch.
+    /// The learning rate of a run of `total_steps`, cooldown aside, whose epochs have `batches_per_epoch` batches.
     ///
     /// # Errors
     ///
     /// [`RecipeError::UnknownName`] when no schedule has the name.
-    pub fn schedule(&self, total_steps: u64, steps_per_epoch: u64) -> Result<Schedule, RecipeError> {
+    pub fn schedule(&self, total_steps: u64, batches_per_epoch: u64) -> Result<Schedule, RecipeError> {
         let train = &self.train;
         let shape = schedule::shape(&train.schedule).ok_or_else(|| {
             RecipeError::unknown_name(
@@ -287,9 +316,29 @@ impl Recipe {
                 schedule::SHAPES.iter().map(|s| s.name),
             )
         })?;
-        let by_epochs = (train.warmup_epochs * steps_per_epoch as f64).round() as u64;
-        let warmup_steps = train.warmup_steps.unwrap_or(by_epochs).min(total_steps);
-        Ok(Schedule { shape, peak: train.lr, floor: train.min_lr, warmup_steps, total_steps })
+        let (warmup, total, tick) = match train.schedule_unit {
+            ScheduleUnit::Step => {
+                let by_epochs = train.warmup_epochs * (batches_per_epoch / train.accumulate) as f64;
+                let warmup = train.warmup_steps.unwrap_or(by_epochs.round() as u64).min(total_steps);
+                (warmup as f64, total_steps as f64, Tick::Step)
+            }
+            ScheduleUnit::Epoch => {
+                let epochs = |steps| steps as f64 * train.accumulate as f64 / batches_per_epoch as f64;
+                let (total, accumulate) = (train.epochs as f64, train.accumulate);
+                let warmup = train.warmup_steps.map_or(train.warmup_epochs, epochs).min(total);
+                (warmup, total, Tick::Epoch { batches: batches_per_epoch, accumulate })
+            }
+        };
+        Ok(Schedule {
+            shape,
+            peak: train.lr,
+            floor: train.min_lr,
+            warmup_start: train.warmup_lr,
+            warmup,
+            warmup_prefix: train.warmup_prefix,
+            total,
+            tick,
+        })
     }
 
     /// The device, asked for or implied type of activations.
@@ -305,5 +354,53 @@ impl Recipe {
     /// [`RecipeError::Write`], which would be our own mistake.
     pub fn to_yaml(&self) -> Result<String, RecipeError> {
         serde_saphyr::to_string(self).map_err(|source| RecipeError::Write { reason: source.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timms_learning_rates_by_epoch() {
+        let text = "train: {epochs: 350, cooldown_epochs: 2, lr: 7.0710678118654752e-4, min_lr: 1e-7, warmup_epochs: 15,
+                    warmup_lr: 1e-7, warmup_prefix: false, schedule_unit: epoch}";
+        let schedule = parse("timm", text, &[])
+            .and_then(|recipe| recipe.schedule(350 * 625, 625))
+            .expect("a valid recipe");
+        for (epoch, lr) in [
+            (0, 1e-7),
+            (1, 4.7233785e-5),
+            (14, 6.5997300e-4),
+            (15, 7.0390749e-4),
+            (100, 5.7400915e-4),
+            (175, 3.5360339e-4),
+            (349, 1.1424047e-7),
+            (350, 1e-7),
+            (351, 1e-7),
+        ] {
+            // The table has eight digits.
+            for step in [epoch * 625, epoch * 625 + 624] {
+                let got = schedule.lr(step);
+                assert!((got - lr).abs() <= 1e-7 * lr, "epoch {epoch}, step {step}: {got}, expected {lr}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fraction_of_an_epoch_warms_up_in_either_unit() {
+        let recipe = |unit: &str, warmup: &str| {
+            parse(
+                "test",
+                &format!("train: {{epochs: 10, accumulate: 2, schedule_unit: {unit}, {warmup}}}"),
+                &[],
+            )
+        };
+        let warmup =
+            |unit, text| recipe(unit, text).and_then(|recipe| recipe.schedule(100, 20)).map(|s| s.warmup);
+        assert_eq!(warmup("step", "warmup_epochs: 1.5").expect("a valid recipe"), 15.0);
+        assert_eq!(warmup("epoch", "warmup_epochs: 1.5").expect("a valid recipe"), 1.5);
+        assert_eq!(warmup("epoch", "warmup_steps: 5").expect("a valid recipe"), 0.5);
+        assert_eq!(warmup("step", "warmup_steps: 1000").expect("a valid recipe"), 100.0);
     }
 }

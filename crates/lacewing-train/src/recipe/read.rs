@@ -382,6 +382,8 @@ mod tests {
             ("augment: {mixpu: true}", &[], &["`augment.mixpu`", "`augment.mixup`"]),
             ("augment: {random_crop: {pading: 4}}", &[], &["augment.random_crop", "pading", "padding"]),
             ("train: {schedule: cosin}", &[], &["`train.schedule`", "cosin", "`cosine`", "linear"]),
+            ("train: {schedule_unit: batch}", &[], &["`train.schedule_unit`", "step", "epoch", "\"batch\""]),
+            ("train: {warmup_lr: 0.5}", &[], &["`train.warmup_lr`", "0 to train.lr", "0.5"]),
             ("train: {ema: {warmup: 3}}", &[], &["`train.ema.warmup`", "true or false", "3"]),
             ("train: {lr: 0}", &[], &["`train.lr`", "above 0", "got 0"]),
             ("train: {label_smoothing: 1.0}", &[], &["`train.label_smoothing`", "below 1"]),

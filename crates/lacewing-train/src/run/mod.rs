@@ -109,7 +109,7 @@ pub fn train(
         listen(&Event::Warning { text: format!("left out, it does not decode: {name}") });
     }
 
-    let schedule = recipe.schedule(plan.total_steps, plan.batches_per_epoch / plan.accumulate)?;
+    let schedule = recipe.schedule(plan.total_steps, plan.batches_per_epoch)?;
     let known_rows = if start == Start::Resume { output.summary()? } else { Vec::new() };
     let mut rows: Vec<Row> = Vec::new();
     for contender in &contenders {
@@ -279,7 +279,7 @@ fn measure(trainee: &mut Trainee, accuracy: f64) -> Result<Row, TrainError> {
 struct Plan {
     batches_per_epoch: u64,
     accumulate: u64,
-    /// Steps of all epochs: what the schedule is made for.
+    /// Steps of all epochs but those of cooldown: what the schedule is made for.
     total_steps: u64,
     /// Where this run stops.
     end_step: u64,
@@ -288,8 +288,10 @@ struct Plan {
 impl Plan {
     fn new(recipe: &Recipe, batches_per_epoch: u64) -> Self {
         let accumulate = recipe.train.accumulate;
-        let total_steps = (recipe.train.epochs.saturating_mul(batches_per_epoch) / accumulate).max(1);
-        let end_step = total_steps.min(recipe.train.max_steps.unwrap_or(u64::MAX));
+        let steps = |epochs: u64| (epochs.saturating_mul(batches_per_epoch) / accumulate).max(1);
+        let total_steps = steps(recipe.train.epochs);
+        let with_cooldown = steps(recipe.train.epochs.saturating_add(recipe.train.cooldown_epochs));
+        let end_step = with_cooldown.min(recipe.train.max_steps.unwrap_or(u64::MAX));
         Self { batches_per_epoch, accumulate, total_steps, end_step }
     }
 
@@ -367,6 +369,9 @@ mod tests {
         assert_eq!(ends, [None, None, Some(1), None, Some(2), None, None]);
         recipe.train.max_steps = Some(4);
         assert_eq!(Plan::new(&recipe, 5).end_step, 4);
+        (recipe.train.max_steps, recipe.train.cooldown_epochs) = (None, 2);
+        let plan = Plan::new(&recipe, 5);
+        assert_eq!((plan.total_steps, plan.end_step), (7, 12));
         recipe.train.accumulate = 100;
         assert_eq!(Plan::new(&recipe, 5).total_steps, 1);
     }
