@@ -9,6 +9,7 @@ pub mod convert;
 pub mod data;
 mod error;
 pub mod evaluate;
+pub mod loss;
 pub mod recipe;
 pub mod report;
 pub mod run;

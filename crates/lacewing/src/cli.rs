@@ -232,6 +232,8 @@ pub(crate) enum Topic {
     Recipes,
     /// Schedules of structures, with their settings, and of the learning rate
     Schedules,
+    /// Losses
+    Losses,
     /// Kernels, in the order in which they are tried
     Kernels,
 }

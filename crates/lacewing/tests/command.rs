@@ -214,6 +214,7 @@ fn tables_are_listed_and_models_counted() {
         ("augmentations", &["mixup", "random_crop"]),
         ("recipes", &["digits-vit", "cifar10-vit-monarch"]),
         ("schedules", &["cosine", "constant"]),
+        ("losses", &["cross_entropy", "binary_cross_entropy"]),
         ("kernels", &["chain", "block_sparse", "cpu: ", "cuda: "]),
     ] {
         let text = stdout(folder.path(), &["list", topic]);

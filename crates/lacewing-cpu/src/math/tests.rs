@@ -38,6 +38,7 @@ impl<const F: usize> Vectorize for Map<'_, F> {
                 4 => gelu(isa, x),
                 5 => gelu_derivative(isa, x),
                 6 => gelu_tanh(isa, x),
+                8 => softplus_excess(isa, x),
                 _ => gelu_tanh_derivative(isa, x),
             };
             isa.store_partial(chunk, y);
@@ -97,6 +98,11 @@ fn tanh_is_within_3_ulp() {
 #[test]
 fn sigmoid_is_within_4_ulp() {
     sweep::<3>("sigmoid", (-87.0, 87.0), |x| 1.0 / (1.0 + (-x).exp()), ulps(4.0));
+}
+
+#[test]
+fn softplus_excess_is_within_5_ulp() {
+    sweep::<8>("softplus_excess", (-87.0, 87.0), |x| (-x.abs()).exp().ln_1p(), ulps(5.0));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod attention;
 pub mod batch_norm;
+pub mod binary_cross_entropy;
 pub mod block_linear;
 pub mod block_sparse;
 pub mod chain;
@@ -30,6 +31,7 @@ pub mod unfold;
 pub use activation::{ACTIVATIONS, Activation, activation, bias_activation};
 pub use attention::{attention, attention_separate};
 pub use batch_norm::{RunningStats, batch_norm};
+pub use binary_cross_entropy::binary_cross_entropy;
 pub use block_linear::block_linear;
 pub use block_sparse::{BlockIndex, block_sparse_linear};
 pub use chain::{ChainPlan, chain};
@@ -59,6 +61,7 @@ pub static SOURCES: &[&lacewing_cuda::Source] = &[
     &attention::cuda::NAIVE,
     &attention::cuda::WIDE,
     &batch_norm::cuda::SOURCE,
+    &binary_cross_entropy::cuda::SOURCE,
     &copy2d::cuda::SOURCE,
     &dropout::cuda::SOURCE,
     &elementwise::cuda::SOURCE,

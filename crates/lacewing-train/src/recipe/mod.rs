@@ -9,6 +9,7 @@ pub use crate::data::OnBadImage;
 pub use read::{Override, RecipeError, load, merge, parse, parse_value};
 
 use crate::augment::AugmentConfig;
+use crate::loss::{self, LOSSES, Loss};
 use crate::schedule::{self, Schedule, Tick};
 use lacewing_engine::DType;
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,10 @@ pub struct TrainConfig {
     pub cooldown_epochs: u64,
     /// Stop after this many optimizer steps, the schedule being that of the whole run.
     pub max_steps: Option<u64>,
+    /// What is made small: a name of `lacewing list losses`.
+    pub loss: String,
+    /// With the loss `binary_cross_entropy`: targets above it count as 1, all others as 0.
+    pub target_threshold: Option<f64>,
     /// The optimizer.
     pub optimizer: OptimizerName,
     /// The learning rate after warm-up.
@@ -212,6 +217,8 @@ impl Default for TrainConfig {
             epochs: 100,
             cooldown_epochs: 0,
             max_steps: None,
+            loss: "cross_entropy".to_owned(),
+            target_threshold: None,
             optimizer: OptimizerName::AdamW,
             lr: 1e-3,
             min_lr: 0.0,
@@ -277,6 +284,12 @@ impl Recipe {
                 "0 to train.lr",
                 train.warmup_lr.is_none_or(|lr| (0.0..=train.lr).contains(&lr)),
             ),
+            (
+                "train.target_threshold",
+                train.target_threshold.unwrap_or(0.0),
+                fraction,
+                train.target_threshold.is_none_or(in_fraction),
+            ),
             ("train.warmup_epochs", train.warmup_epochs, rate, is_rate(train.warmup_epochs)),
             ("train.weight_decay", train.weight_decay, rate, is_rate(train.weight_decay)),
             ("train.betas.0", train.betas[0], fraction, in_fraction(train.betas[0])),
@@ -299,7 +312,23 @@ impl Recipe {
             let (path, got) = ("train.dtype".to_owned(), "bf16".to_owned());
             return Err(RecipeError::OutOfRange { path, got, expected: "f32 on the device `cpu`" });
         }
+        if let (Some(threshold), false) = (train.target_threshold, self.loss()?.takes_threshold) {
+            let (path, got) = ("train.target_threshold".to_owned(), threshold.to_string());
+            let expected = "null unless train.loss is `binary_cross_entropy`";
+            return Err(RecipeError::OutOfRange { path, got, expected });
+        }
         self.schedule(0, 1).map(|_| ())
+    }
+
+    /// The loss.
+    ///
+    /// # Errors
+    ///
+    /// [`RecipeError::UnknownName`] when no loss has the name.
+    pub fn loss(&self) -> Result<Loss, RecipeError> {
+        let name = &self.train.loss;
+        loss::find(name)
+            .ok_or_else(|| RecipeError::unknown_name("train.loss", name, LOSSES.iter().map(|loss| loss.name)))
     }
 
     /// The learning rate of a run of `total_steps`, cooldown aside, whose epochs have `batches_per_epoch` batches.

@@ -385,6 +385,26 @@ mod tests {
             ("train: {schedule_unit: batch}", &[], &["`train.schedule_unit`", "step", "epoch", "\"batch\""]),
             ("train: {warmup_lr: 0.5}", &[], &["`train.warmup_lr`", "0 to train.lr", "0.5"]),
             ("train: {ema: {warmup: 3}}", &[], &["`train.ema.warmup`", "true or false", "3"]),
+            (
+                "train: {loss: binary_crossentropy}",
+                &[],
+                &[
+                    "`train.loss`",
+                    "`binary_crossentropy`",
+                    "did you mean `binary_cross_entropy`",
+                    "cross_entropy",
+                ],
+            ),
+            (
+                "train: {target_threshold: 0.2}",
+                &[],
+                &["`train.target_threshold`", "binary_cross_entropy", "0.2"],
+            ),
+            (
+                "train: {loss: binary_cross_entropy, target_threshold: 1.5}",
+                &[],
+                &["`train.target_threshold`", "below 1", "1.5"],
+            ),
             ("train: {lr: 0}", &[], &["`train.lr`", "above 0", "got 0"]),
             ("train: {label_smoothing: 1.0}", &[], &["`train.label_smoothing`", "below 1"]),
             ("train: {accumulate: 0}", &[], &["`train.accumulate`", "at least 1"]),

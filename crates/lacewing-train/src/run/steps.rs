@@ -7,7 +7,7 @@ use crate::error::TrainError;
 use crate::evaluate::{accuracy, median};
 use crate::recipe::Recipe;
 use crate::schedule::Schedule;
-use lacewing_engine::ops::{Target, softmax_cross_entropy};
+use lacewing_engine::ops::Target;
 use lacewing_engine::{Cx, StepRng, Tensor};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,15 +84,16 @@ impl Job<'_> {
         let cx = Cx::training(trainee.params.clone(), rng);
         let logits = trainee.model.forward(&cx, &images)?;
         let grad_scale = 1.0 / (batch.len() as u64 * self.recipe.train.accumulate) as f32;
+        let (loss, threshold) = (self.recipe.loss()?, self.recipe.train.target_threshold.map(|t| t as f32));
         let (loss, dlogits) = match &batch.soft_targets {
             Some(soft) => {
                 let soft = Tensor::from_f32(&device, soft, &[batch.len(), trainee.progress.input.n_classes])?;
-                softmax_cross_entropy(logits.value(), Target::Soft(&soft), grad_scale)?
+                loss.of(logits.value(), Target::Soft(&soft), threshold, grad_scale)?
             }
             None => {
                 let labels = Tensor::from_u32(&device, &batch.labels, &[batch.len()])?;
                 let target = Target::Classes { labels: &labels, smoothing: 0.0 };
-                softmax_cross_entropy(logits.value(), target, grad_scale)?
+                loss.of(logits.value(), target, threshold, grad_scale)?
             }
         };
         cx.backward(&logits, dlogits)?;

@@ -6,6 +6,7 @@ use lacewing::recipes::{self, RECIPES};
 use lacewing_core::Key;
 use lacewing_train::augment::AUGMENTATIONS;
 use lacewing_train::data::{DATASETS, Origin};
+use lacewing_train::loss::LOSSES;
 use lacewing_train::report::{Align, Table};
 use lacewing_train::schedule::SHAPES;
 
@@ -19,6 +20,7 @@ pub(super) fn run(args: ListArgs) -> CommandResult {
         }
         Topic::Recipes => recipes()?,
         Topic::Schedules => schedules(),
+        Topic::Losses => LOSSES.iter().map(|row| (row.name.to_owned(), row.about.to_owned())).collect(),
         Topic::Kernels => kernels(),
     };
     let mut table = Table::new(&["name", "what"]).align(1, Align::Left);

@@ -19,6 +19,24 @@ pub enum Target<'a> {
     Soft(&'a Tensor),
 }
 
+impl Target<'_> {
+    /// Whether it fits `logits`, `[rows, classes]`.
+    pub(super) fn check(self, op: &'static str, logits: &Tensor, rows: usize, classes: usize) -> Result<()> {
+        match self {
+            Target::Classes { labels, .. } => {
+                labels.expect_shape(op, "labels", &[rows])?;
+                labels.expect_dtype(op, "labels", DType::U32)?;
+                labels.expect_device(op, "labels", logits)
+            }
+            Target::Soft(soft) => {
+                soft.expect_shape(op, "soft targets", &[rows, classes])?;
+                soft.expect_dtype(op, "soft targets", DType::F32)?;
+                soft.expect_device(op, "soft targets", logits)
+            }
+        }
+    }
+}
+
 /// `loss[r] = −Σ_c t[r,c] log softmax(logits[r])[c]` and `dlogits = (softmax − t) · grad_scale`.
 ///
 /// Shapes: `logits [rows, classes]` → loss `[rows]` f32, dlogits as the logits. The gradient is that of
@@ -32,19 +50,8 @@ pub fn softmax_cross_entropy(
     target: Target<'_>,
     grad_scale: f32,
 ) -> Result<(Tensor, Tensor)> {
-    let (rows, classes) = check(logits)?;
-    match target {
-        Target::Classes { labels, .. } => {
-            labels.expect_shape(OP, "labels", &[rows])?;
-            labels.expect_dtype(OP, "labels", DType::U32)?;
-            labels.expect_device(OP, "labels", logits)?;
-        }
-        Target::Soft(soft) => {
-            soft.expect_shape(OP, "soft targets", &[rows, classes])?;
-            soft.expect_dtype(OP, "soft targets", DType::F32)?;
-            soft.expect_device(OP, "soft targets", logits)?;
-        }
-    }
+    let (rows, classes) = check(OP, logits)?;
+    target.check(OP, logits, rows, classes)?;
     let loss = logits.beside(DType::F32, &[rows])?;
     let dlogits = logits.like(logits.shape())?;
     match (logits.gpu(), target) {
@@ -83,7 +90,7 @@ pub fn softmax_cross_entropy(
 ///
 /// [`EngineError::Shape`] or [`EngineError::DType`] naming the operand that does not fit.
 pub fn ranks(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    let (rows, classes) = check(logits)?;
+    let (rows, classes) = check("ranks", logits)?;
     labels.expect_shape("ranks", "labels", &[rows])?;
     labels.expect_dtype("ranks", "labels", DType::U32)?;
     labels.expect_device("ranks", "labels", logits)?;
@@ -97,13 +104,14 @@ pub fn ranks(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
 
 const OP: &str = "softmax_cross_entropy";
 
-fn check(logits: &Tensor) -> Result<(usize, usize)> {
-    super::matmul::expect_float(OP, "logits", logits)?;
+/// Rows and classes of the logits of a loss.
+pub(super) fn check(op: &'static str, logits: &Tensor) -> Result<(usize, usize)> {
+    super::matmul::expect_float(op, "logits", logits)?;
     match *logits.shape() {
         [rows, classes] if classes > 0 => Ok((rows, classes)),
         _ => {
             let expected = "[rows, classes] with classes > 0".into();
-            Err(EngineError::Shape { op: OP, operand: "logits", expected, got: logits.shape().to_vec() })
+            Err(EngineError::Shape { op, operand: "logits", expected, got: logits.shape().to_vec() })
         }
     }
 }
