@@ -22,6 +22,7 @@ pub mod picture;
 pub mod pipeline;
 pub mod random;
 pub mod random_crop;
+pub mod random_erasing;
 pub mod random_resized_crop;
 pub mod resize;
 pub mod resize_center_crop;
@@ -46,6 +47,7 @@ pub const AUGMENTATIONS: &[Augmentation] = &[
     row::<random_crop::RandomCrop>(),
     row::<horizontal_flip::HorizontalFlip>(),
     row::<normalize::Normalize>(),
+    row::<random_erasing::RandomErasing>(),
     row::<mixup::Mixup>(),
     row::<cutmix::Cutmix>(),
 ];
@@ -288,6 +290,8 @@ mod tests {
             (json!({"horizontal_flip": {"prob": 1.5}}), vec!["horizontal_flip", "prob", "1.5", "0 to 1"]),
             (json!({"horizontal_flip": null}), vec!["horizontal_flip"]),
             (json!({"mixup": {"alpha": -1.0}}), vec!["mixup", "alpha", "-1"]),
+            (json!({"random_erasing": {"mode": "noise"}}), vec!["random_erasing", "noise", "const", "pixel"]),
+            (json!({"random_erasing": {"area": [0.5, 0.1]}}), vec!["random_erasing", "area[0]", "0.5"]),
             (json!({"random_resized_crop": true}), vec!["random_resized_crop", "size"]),
             (json!({"random_resized_crop": {"size": 9, "scale": [0.5, 0.2]}}), vec!["scale[0]", "0.5"]),
             (json!({"normalize": {"mean": [0.5], "std": [0.5, 0.5]}}), vec!["normalize.std", "2", "1"]),

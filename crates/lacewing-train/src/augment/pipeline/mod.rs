@@ -1,7 +1,8 @@
 //! The pipeline: which steps run for training and for evaluation, and how a batch is finished.
 //!
-//! A sample is copied into a [`Canvas`], changed as bytes by the sample steps, and written once as normalized f32. When the
-//! batch is complete, at most one mixing step works on it and the labels become soft targets.
+//! A sample is copied into a [`Canvas`], changed as bytes by the sample steps, written once as normalized f32, and changed
+//! as such by the normalized steps. When the batch is complete, at most one mixing step works on it and the labels become
+//! soft targets.
 
 use super::normalize::Normalize;
 use super::picture::{ImageShape, Picture};
@@ -18,6 +19,8 @@ pub enum Step {
     Train(Box<dyn SampleStep>),
     /// On each picture, in evaluation.
     Eval(Box<dyn SampleStep>),
+    /// On each normalized picture, in training.
+    Normalized(Box<dyn NormalizedStep>),
     /// On the finished batch, in training.
     Batch(Box<dyn BatchStep>),
     /// The statistics that take the place of the data set's own.
@@ -38,6 +41,12 @@ pub trait SampleStep: Debug + Send + Sync {
     fn eval_twin(&self) -> Option<Box<dyn SampleStep>> {
         None
     }
+}
+
+/// A step that changes one normalized picture.
+pub trait NormalizedStep: Debug + Send + Sync {
+    /// Changes `image`, `[channels, height, width]`, with draws of this sample's own stream.
+    fn apply(&self, image: &mut [f32], shape: ImageShape, draws: &mut Draws);
 }
 
 /// A step that mixes the pictures of a batch in pairs `(i, B-1-i)`.
@@ -115,6 +124,7 @@ pub struct Source<'a> {
 #[derive(Debug)]
 pub struct Pipeline {
     steps: Vec<Box<dyn SampleStep>>,
+    normalized: Vec<Box<dyn NormalizedStep>>,
     mixers: Vec<Box<dyn BatchStep>>,
     normalize: Normalize,
     shape: ImageShape,
@@ -135,10 +145,11 @@ impl Pipeline {
         if !(0.0..1.0).contains(&label_smoothing) {
             return Err(AugmentError::LabelSmoothing { got: label_smoothing });
         }
-        let (mut steps, mut mixers) = (Vec::new(), Vec::new());
+        let (mut steps, mut normalized, mut mixers) = (Vec::new(), Vec::new(), Vec::new());
         for step in config.steps() {
             match step {
                 Step::Train(step) => steps.push(step),
+                Step::Normalized(step) => normalized.push(step),
                 Step::Batch(step) => mixers.push(step),
                 Step::Eval(_) | Step::Normalize(_) => {}
             }
@@ -146,7 +157,7 @@ impl Pipeline {
         if steps.iter().all(|step| step.side().is_none()) {
             steps.splice(0..0, eval_steps(config, source));
         }
-        Self { steps, mixers, label_smoothing, ..Self::eval(config, source)? }.sized(source)
+        Self { steps, normalized, mixers, label_smoothing, ..Self::eval(config, source)? }.sized(source)
     }
 
     /// The evaluation pipeline: the recipe's evaluation steps, else those that training's steps imply, else for pictures of
@@ -163,6 +174,7 @@ impl Pipeline {
         }
         Self {
             steps: eval_steps(config, source),
+            normalized: Vec::new(),
             mixers: Vec::new(),
             normalize,
             shape: source.shape,
@@ -195,13 +207,17 @@ impl Pipeline {
         !self.mixers.is_empty() || self.label_smoothing > 0.0
     }
 
-    /// Takes `canvas.picture` through the sample steps and writes it to `target`, `[channels, height, width]` normalized.
+    /// Takes `canvas.picture` through the sample steps and writes it to `target`, `[channels, height, width]` normalized,
+    /// where the normalized steps change it.
     pub fn sample(&self, canvas: &mut Canvas, draws: &mut Draws, target: &mut [f32]) {
         for step in &self.steps {
             step.apply(canvas, draws);
         }
         debug_assert_eq!(canvas.picture.shape, self.shape);
         self.normalize.write(&canvas.picture.pixels, self.shape.plane(), target);
+        for step in &self.normalized {
+            step.apply(target, self.shape, draws);
+        }
     }
 
     /// Mixes a finished batch and writes its soft targets, `[B, n_classes]`, when there are any:
@@ -251,7 +267,7 @@ fn eval_steps(config: &AugmentConfig, source: Source<'_>) -> Vec<Box<dyn SampleS
         match step {
             Step::Eval(step) => named.push(step),
             Step::Train(step) => implied.extend(step.eval_twin()),
-            Step::Batch(_) | Step::Normalize(_) => {}
+            Step::Batch(_) | Step::Normalize(_) | Step::Normalized(_) => {}
         }
     }
     if named.is_empty() {
