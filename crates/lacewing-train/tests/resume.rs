@@ -96,6 +96,22 @@ fn a_stopped_and_continued_run_equals_an_unbroken_one() {
 }
 
 #[test]
+fn so_does_one_with_the_data_loss_and_rates_of_timms_recipes() {
+    continued_runs_equal_unbroken_ones(&[
+        ("augment.rand_augment", "rand-m9-n2-p1-mstd0.5-inc1-cutout1"),
+        ("augment.random_erasing", "{mode: pixel, count: 2}"),
+        ("train.epochs", "1"),
+        ("train.cooldown_epochs", "1"),
+        ("train.loss", "binary_cross_entropy"),
+        ("train.target_threshold", "0.3"),
+        ("train.schedule_unit", "epoch"),
+        ("train.warmup_lr", "1e-4"),
+        ("train.warmup_prefix", "false"),
+        ("train.ema.warmup", "false"),
+    ]);
+}
+
+#[test]
 fn a_stopped_and_continued_run_on_a_gpu_equals_an_unbroken_one() {
     if std::env::var_os("LACEWING_TEST_CUDA").is_none_or(|value| value != "1") {
         return eprintln!("skipped: set LACEWING_TEST_CUDA=1 on a machine with a GPU");

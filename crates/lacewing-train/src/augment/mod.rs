@@ -7,12 +7,14 @@
 //! augment:
 //!   random_crop: { padding: 4 }
 //!   horizontal_flip: { prob: 0.5 }
+//!   rand_augment: rand-m9-n2-mstd0.5
 //!   mixup: { alpha: 0.8 }
 //!   cutmix: true
 //! ```
 //!
-//! `true` stands for a step's defaults, `false` switches it off. An unknown step or setting, or a value out of range, is an
-//! error when the recipe is read. `pipeline` turns the settings into the steps of training and of evaluation.
+//! `true` stands for a step's defaults, `false` switches it off; `rand_augment` takes timm's text as well as a map. An
+//! unknown step or setting, or a value out of range, is an error when the recipe is read. `pipeline` turns the settings into
+//! the steps of training and of evaluation.
 
 pub mod cutmix;
 pub mod horizontal_flip;
@@ -20,6 +22,7 @@ pub mod mixup;
 pub mod normalize;
 pub mod picture;
 pub mod pipeline;
+pub mod rand_augment;
 pub mod random;
 pub mod random_crop;
 pub mod random_erasing;
@@ -46,6 +49,7 @@ pub const AUGMENTATIONS: &[Augmentation] = &[
     row::<resize_center_crop::ResizeCenterCrop>(),
     row::<random_crop::RandomCrop>(),
     row::<horizontal_flip::HorizontalFlip>(),
+    row::<rand_augment::RandAugment>(),
     row::<normalize::Normalize>(),
     row::<random_erasing::RandomErasing>(),
     row::<mixup::Mixup>(),
@@ -80,6 +84,13 @@ pub struct Augmentation {
 trait Settings: Serialize + DeserializeOwned {
     const NAME: &'static str;
     const ABOUT: &'static str;
+    /// Settings from what a recipe holds: a map, unless a step knows another form.
+    ///
+    /// # Errors
+    /// What does not fit.
+    fn read(value: Value) -> Result<Self, serde_json::Error> {
+        serde_json::from_value(value)
+    }
     /// Ranges and agreements serde cannot see.
     fn check(&self) -> Result<(), AugmentError>;
     /// The step with these settings.
@@ -91,7 +102,7 @@ const fn row<S: Settings>() -> Augmentation {
 }
 
 fn parse<S: Settings>(value: Value) -> Result<S, AugmentError> {
-    serde_json::from_value(value).map_err(|source| AugmentError::Settings { step: S::NAME, source })
+    S::read(value).map_err(|source| AugmentError::Settings { step: S::NAME, source })
 }
 
 fn resolve<S: Settings>(value: Value) -> Result<Value, AugmentError> {
@@ -290,6 +301,12 @@ mod tests {
             (json!({"horizontal_flip": {"prob": 1.5}}), vec!["horizontal_flip", "prob", "1.5", "0 to 1"]),
             (json!({"horizontal_flip": null}), vec!["horizontal_flip"]),
             (json!({"mixup": {"alpha": -1.0}}), vec!["mixup", "alpha", "-1"]),
+            (json!({"rand_augment": {"magnitud": 9}}), vec!["rand_augment", "magnitud", "num_ops"]),
+            (json!({"rand_augment": {"num_ops": 0}}), vec!["rand_augment", "num_ops", "1 to 16"]),
+            (json!({"rand_augment": "auto-m9"}), vec!["rand_augment", "`auto-m9`", "`rand`"]),
+            (json!({"rand_augment": "rand-m9-q3"}), vec!["rand_augment", "`q3`", "mstd"]),
+            (json!({"rand_augment": "rand-m9-mstdx"}), vec!["rand_augment", "`mstdx`", "mstd"]),
+            (json!({"rand_augment": "rand-m9-p2"}), vec!["rand_augment", "prob", "0 to 1", "2"]),
             (json!({"random_erasing": {"mode": "noise"}}), vec!["random_erasing", "noise", "const", "pixel"]),
             (json!({"random_erasing": {"area": [0.5, 0.1]}}), vec!["random_erasing", "area[0]", "0.5"]),
             (json!({"random_resized_crop": true}), vec!["random_resized_crop", "size"]),

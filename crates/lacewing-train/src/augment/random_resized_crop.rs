@@ -2,7 +2,7 @@
 
 use super::pipeline::{Canvas, SampleStep, Step};
 use super::random::Draws;
-use super::resize::{Filter, Region, resize};
+use super::resize::{RandomFilter, Region, resize};
 use super::resize_center_crop::ResizeCenterCrop;
 use super::{AugmentError, MAX_SIDE, Settings, require};
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ pub struct RandomResizedCrop {
     pub ratio: [f64; 2],
     /// The interpolation.
     #[serde(default)]
-    pub filter: Filter,
+    pub filter: RandomFilter,
 }
 
 fn default_scale() -> [f64; 2] {
@@ -91,8 +91,9 @@ impl SampleStep for RandomResizedCrop {
     fn apply(&self, canvas: &mut Canvas, draws: &mut Draws) {
         let shape = canvas.picture.shape;
         let region = self.region(shape.height, shape.width, draws);
+        let filter = self.filter.draw(draws);
         canvas.replace_with_resizer(|resizer, from, to| {
-            resize(resizer, from, region, self.size as usize, self.filter, to);
+            resize(resizer, from, region, self.size as usize, filter, to);
         });
     }
 
@@ -101,7 +102,7 @@ impl SampleStep for RandomResizedCrop {
     }
 
     fn eval_twin(&self) -> Option<Box<dyn SampleStep>> {
-        Some(Box::new(ResizeCenterCrop { filter: self.filter, ..ResizeCenterCrop::new(self.size) }))
+        Some(Box::new(ResizeCenterCrop { filter: self.filter.fixed(), ..ResizeCenterCrop::new(self.size) }))
     }
 }
 
@@ -116,7 +117,7 @@ mod tests {
             size: 8,
             scale: default_scale(),
             ratio: default_ratio(),
-            filter: Filter::Bilinear,
+            filter: RandomFilter::Bilinear,
         };
         let (h, w) = (120, 90);
         for index in 0..2000 {
@@ -133,8 +134,12 @@ mod tests {
 
     #[test]
     fn a_picture_no_aspect_fits_is_cut_at_its_center() {
-        let step =
-            RandomResizedCrop { size: 8, scale: [1.0, 1.0], ratio: [1.0, 1.0], filter: Filter::Bilinear };
+        let step = RandomResizedCrop {
+            size: 8,
+            scale: [1.0, 1.0],
+            ratio: [1.0, 1.0],
+            filter: RandomFilter::Bilinear,
+        };
         let region = step.region(10, 100, &mut Draws::new(Purpose::Sample, 0, 0, 0));
         assert_eq!(region, Region { top: 0.0, left: 45.0, height: 10.0, width: 10.0 });
         let tall = step.region(100, 10, &mut Draws::new(Purpose::Sample, 0, 0, 0));

@@ -32,6 +32,11 @@ pub trait SampleStep: Debug + Send + Sync {
     /// Changes `canvas.picture`, with draws of this sample's own stream.
     fn apply(&self, canvas: &mut Canvas, draws: &mut Draws);
 
+    /// Tells it the mean of each channel, on the scale 0 to 1, before the first picture.
+    fn set_mean(&mut self, mean: &[f64]) {
+        let _ = mean;
+    }
+
     /// The side in pixels of the square it produces; `None` when the size stays.
     fn side(&self) -> Option<usize> {
         None
@@ -145,7 +150,8 @@ impl Pipeline {
         if !(0.0..1.0).contains(&label_smoothing) {
             return Err(AugmentError::LabelSmoothing { got: label_smoothing });
         }
-        let (mut steps, mut normalized, mut mixers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut steps: Vec<Box<dyn SampleStep>> = Vec::new();
+        let (mut normalized, mut mixers) = (Vec::new(), Vec::new());
         for step in config.steps() {
             match step {
                 Step::Train(step) => steps.push(step),
@@ -157,7 +163,9 @@ impl Pipeline {
         if steps.iter().all(|step| step.side().is_none()) {
             steps.splice(0..0, eval_steps(config, source));
         }
-        Self { steps, normalized, mixers, label_smoothing, ..Self::eval(config, source)? }.sized(source)
+        let eval = Self::eval(config, source)?;
+        steps.iter_mut().for_each(|step| step.set_mean(&eval.normalize.mean));
+        Self { steps, normalized, mixers, label_smoothing, ..eval }.sized(source)
     }
 
     /// The evaluation pipeline: the recipe's evaluation steps, else those that training's steps imply, else for pictures of

@@ -1,6 +1,7 @@
 //! Resampling of a part of a picture to a new size, antialiased, plane by plane.
 
 use super::picture::{ImageShape, Picture};
+use super::random::Draws;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,36 @@ pub enum Filter {
     Bilinear,
     /// Cubic with `a = -1/2`, 4 samples wide.
     Bicubic,
+}
+
+/// The interpolation of a step of training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RandomFilter {
+    /// Always [`Filter::Bilinear`].
+    #[default]
+    Bilinear,
+    /// Always [`Filter::Bicubic`].
+    Bicubic,
+    /// Either, each time drawn anew.
+    Random,
+}
+
+impl RandomFilter {
+    /// The filter to use now; a fixed one takes no draw.
+    pub fn draw(self, draws: &mut Draws) -> Filter {
+        match self {
+            Self::Bilinear => Filter::Bilinear,
+            Self::Bicubic => Filter::Bicubic,
+            Self::Random if draws.chance(0.5) => Filter::Bilinear,
+            Self::Random => Filter::Bicubic,
+        }
+    }
+
+    /// The filter of evaluation, where nothing is drawn: bicubic for a random one.
+    pub fn fixed(self) -> Filter {
+        if self == Self::Bilinear { Filter::Bilinear } else { Filter::Bicubic }
+    }
 }
 
 /// A part of a picture, in pixels; edges may fall between pixels.

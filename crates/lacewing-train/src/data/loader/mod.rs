@@ -290,7 +290,13 @@ mod tests {
 
     fn everything() -> AugmentConfig {
         serde_json::from_value(json!({
-            "random_resized_crop": {"size": 8}, "random_crop": {"padding": 1}, "horizontal_flip": true, "mixup": {"prob": 0.5}, "cutmix": true
+            "random_resized_crop": {"size": 8, "filter": "random"},
+            "random_crop": {"padding": 1},
+            "horizontal_flip": true,
+            "rand_augment": "rand-m9-n2-mstd1-inc1-cutout1",
+            "random_erasing": {"mode": "pixel", "count": 3},
+            "mixup": {"prob": 0.5},
+            "cutmix": true
         }))
         .expect("valid settings")
     }
