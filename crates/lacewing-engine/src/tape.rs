@@ -93,6 +93,7 @@ pub struct Cx {
     tape: Option<Rc<RefCell<Vec<Node>>>>,
     rng: Rc<StepRng>,
     training: bool,
+    epoch: u64,
     /// What [`Cx::afterwards`] was given; `None` where nothing of a pass outlasts it.
     updates: Option<Rc<RefCell<Vec<Update>>>>,
     observer: Option<Observer>,
@@ -105,13 +106,23 @@ impl Cx {
     /// A training pass: gradients are recorded, dropout is on.
     pub fn training(params: Arc<Params>, rng: StepRng) -> Self {
         let (tape, updates) = (Some(Rc::default()), Some(Rc::default()));
-        Self { params, tape, rng: Rc::new(rng), training: true, updates, observer: None }
+        Self { params, tape, rng: Rc::new(rng), training: true, epoch: 0, updates, observer: None }
     }
 
     /// An evaluation pass: nothing is recorded, dropout is off.
     pub fn evaluation(params: Arc<Params>) -> Self {
         let rng = Rc::new(StepRng::new(0, 0));
-        Self { params, tape: None, rng, training: false, updates: None, observer: None }
+        Self { params, tape: None, rng, training: false, epoch: 0, updates: None, observer: None }
+    }
+
+    /// The same pass as one of training's epoch `epoch`, from 0: for what changes from epoch to epoch.
+    pub fn at_epoch(self, epoch: u64) -> Self {
+        Self { epoch, ..self }
+    }
+
+    /// The epoch of training; 0 unless told.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// The same pass, showing each linear layer's input to `see`: for calibration.
@@ -141,6 +152,11 @@ impl Cx {
     /// Whether this is a training pass.
     pub fn is_training(&self) -> bool {
         self.training
+    }
+
+    /// Whether [`Cx::afterwards`] keeps what it is given.
+    pub fn updates(&self) -> bool {
+        self.updates.is_some()
     }
 
     /// Runs `update` at the end of [`Cx::backward`]: how a layer changes values that it keeps from one training pass to

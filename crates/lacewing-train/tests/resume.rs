@@ -97,7 +97,7 @@ fn a_stopped_and_continued_run_equals_an_unbroken_one() {
 
 #[test]
 fn so_does_one_with_the_data_loss_and_rates_of_timms_recipes() {
-    continued_runs_equal_unbroken_ones(&[
+    continued_runs_equal_unbroken_ones(RECIPE, &[
         ("augment.rand_augment", "rand-m9-n2-p1-mstd0.5-inc1-cutout1"),
         ("augment.random_erasing", "{mode: pixel, count: 2}"),
         ("train.epochs", "1"),

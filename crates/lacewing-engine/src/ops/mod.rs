@@ -12,6 +12,7 @@ pub mod dense_gradient;
 pub mod dropout;
 pub mod elementwise;
 pub mod gather;
+pub mod k_winners;
 mod launch;
 pub mod layer_norm;
 pub mod linear;
@@ -40,6 +41,7 @@ pub use dense_gradient::DenseGradient;
 pub use dropout::{drop_path_scale, dropout};
 pub use elementwise::{add, cast, gated_sum, residual, scale};
 pub use gather::{GatherIndex, gather};
+pub use k_winners::{Competition, DutyCycles, DutyRate, k_winners};
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{FilledWeight, PackedWeight, linear, linear_packed};
 pub use matmul::matmul;
@@ -66,6 +68,7 @@ pub static SOURCES: &[&lacewing_cuda::Source] = &[
     &dropout::cuda::SOURCE,
     &elementwise::cuda::SOURCE,
     &gather::cuda::SOURCE,
+    &k_winners::cuda::SOURCE,
     &layer_norm::cuda::SOURCE,
     &max_pool::cuda::SOURCE,
     &nm_scale::cuda::SOURCE,
