@@ -56,7 +56,7 @@ fn block(batch: usize) -> AnyResult {
     let attention = AttentionOptions { dim, heads, split_qkv: false, qkv_bias: true, dropout: 0.0, linear };
     let attn = MultiHeadAttention::new(&mut root.scope("attn"), attention)?;
     let norm2 = LayerNorm::new(&mut root, "norm2", dim, 1e-6)?;
-    let mlp = MlpOptions { dim, hidden: 4 * dim, activation: Activation::Gelu, dropout: 0.0, linear };
+    let mlp = MlpOptions { dim, hidden: 4 * dim, activation: Activation::Gelu.into(), dropout: 0.0, linear };
     let mlp = Mlp::new(&mut root.scope("mlp"), mlp)?;
     let params = builder.finish()?.params;
 

@@ -16,12 +16,14 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod activation;
 mod config;
 mod error;
 mod model;
 pub mod models;
 pub mod weights;
 
+pub use activation::ActivationConfig;
 pub use config::ModelConfig;
 pub use error::{ModelError, Result};
 pub use model::{BuiltModel, Family, Group, Model, Variant};

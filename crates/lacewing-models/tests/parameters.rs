@@ -298,6 +298,14 @@ fn sizes_that_do_not_fit_are_errors_with_numbers() {
         (json!({"name": "t2t_vit_14_t", "token_dim": 0}), ["`token_dim`", "got 0"]),
         (json!({"name": "vit_digits", "heads": 7}), ["dim = 128", "heads = 7"]),
         (json!({"name": "vit_digits", "activation": "swish"}), ["gelu", "got swish"]),
+        (
+            json!({"name": "vit_digits", "activation": {"k_winners": {"k": 0}}}),
+            ["`blocks.0.mlp.k_winners`: k is 0", "1 to 512"],
+        ),
+        (
+            json!({"name": "mlp_digits", "activation": {"k_winners": {"percent_on": 1}}}),
+            ["`k_winners.0`: percent_on is 1", "below 1"],
+        ),
         (json!({"name": "vit_digits", "drop_path": 1.0}), ["`drop_path`", "got 1"]),
         (json!({"name": "vit_digits", "depth": 0}), ["`depth`", "at least 1"]),
         (json!({"name": "vit_digits", "mlp_ratio": 0.001}), ["`mlp_ratio`", "dim = 128"]),

@@ -132,6 +132,56 @@ fn recomputed_blocks_give_the_same_loss_and_gradients_that_differ_by_roundings_o
 }
 
 #[test]
+fn k_winners_are_the_same_and_count_once_in_recomputed_blocks() {
+    let winners = json!({"k_winners": {"percent_on": 0.2, "boost_strength": 4.0, "duty_cycle_period": 50}});
+    for name in ["vit_digits", "mixer_s4_32", "t2t_vit_14_t"] {
+        let config = small(name).with("activation", &winners).unwrap().with("dropout", &json!(0.2)).unwrap();
+        let kept = build(&config);
+        let again = build(&config.with("recompute", &json!(true)).unwrap());
+        stir(&kept);
+        stir(&again);
+        let state = |built: &BuiltModel| -> Vec<f32> {
+            let ids = built.params.ids().filter(|id| built.params.info(*id).name.contains("k_winners"));
+            ids.flat_map(|id| built.params.master(id).to_f32().unwrap()).collect()
+        };
+        assert!(!state(&kept).is_empty(), "{name}");
+        for step in 0..5 {
+            let before = state(&kept);
+            let ((loss, _), (loss_again, _)) = (pass(&kept, step), pass(&again, step));
+            assert_eq!(loss.to_bits(), loss_again.to_bits(), "{name}, step {step}");
+            assert_eq!(state(&kept), state(&again), "{name}, step {step}");
+            assert_ne!(state(&kept), before, "{name}, step {step}");
+        }
+    }
+}
+
+#[test]
+fn a_perceptron_of_k_winners_lets_k_units_through() {
+    let config = json!({"name": "mlp_digits", "activation": {"k_winners": {"k": 9}},
+        "layers": {"structure": "unstructured", "density": 0.25}});
+    let built = build(&ModelConfig::from_json(&config).unwrap());
+    let names: Vec<&str> = built.params.infos().iter().map(|info| info.name.as_str()).collect();
+    for name in ["k_winners.0.duty", "k_winners.0.clock", "k_winners.1.duty", "k_winners.1.clock"] {
+        assert!(names.contains(&name), "{name} in {names:?}");
+    }
+    // What layer 1 reads is what the winners of layer 0 left.
+    let mut ids = built.params.ids();
+    let first = ids.find(|id| built.params.info(*id).name.starts_with("layers.1.")).unwrap();
+    let active = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let seen = active.clone();
+    let cx = Cx::evaluation(built.params.clone()).observed(move |id, x| {
+        if id == first {
+            let x = x.to_f32()?;
+            seen.borrow_mut().extend(x.chunks(128).map(|row| row.iter().filter(|&&x| x != 0.0).count()));
+        }
+        Ok(())
+    });
+    built.model.forward(&cx, &images(&built)).unwrap();
+    // 9 in training, half as many again in evaluation.
+    assert_eq!(*active.borrow(), [13; BATCH]);
+}
+
+#[test]
 fn a_model_restored_from_buffers_and_values_gives_the_same_logits() {
     let mut config = json!({
         "name": "vit_digits", "depth": 2, "split_qkv": true,

@@ -115,6 +115,18 @@ pub enum NnError {
         /// Its dotted name.
         name: String,
     },
+    /// A setting out of its range.
+    #[error("`{layer}`: {key} is {got}, expected {expected}")]
+    Value {
+        /// The layer.
+        layer: String,
+        /// The setting.
+        key: &'static str,
+        /// What would fit.
+        expected: String,
+        /// What came.
+        got: String,
+    },
     /// A width that does not split into heads.
     #[error("`{layer}`: dim = {dim} is not a multiple of heads = {heads}")]
     Heads {

@@ -1,6 +1,6 @@
 //! The two-layer perceptron of a transformer block: `fc2(f(fc1(x)))`.
 
-use crate::{Dropout, Linear, LinearOptions, Result, Scope};
+use crate::{Activated, Dropout, Linear, LinearOptions, Nonlinearity, Result, Scope};
 use lacewing_engine::ops::Activation;
 use lacewing_engine::{Cx, EngineError, Var};
 
@@ -12,17 +12,17 @@ pub struct MlpOptions {
     /// Width between the layers.
     pub hidden: usize,
     /// Between the layers.
-    pub activation: Activation,
+    pub activation: Nonlinearity,
     /// Probability of zero after each layer.
     pub dropout: f64,
     /// First values and biases; its activation is not looked at.
     pub linear: LinearOptions,
 }
 
-/// `fc2(dropout(f(fc1(x))))`, then dropout. The activation runs in fc1's epilogue.
+/// `fc2(dropout(f(fc1(x))))`, then dropout. A function of each value runs in fc1's epilogue.
 #[derive(Debug)]
 pub struct Mlp {
-    fc1: Linear,
+    fc1: Activated,
     fc2: Linear,
     dropout: Dropout,
 }
@@ -32,10 +32,10 @@ impl Mlp {
     ///
     /// # Errors
     ///
-    /// As [`Scope::linear`].
+    /// As [`Activated::new`].
     pub fn new(scope: &mut Scope<'_>, options: MlpOptions) -> Result<Self> {
         let MlpOptions { dim, hidden, activation, dropout, linear } = options;
-        let fc1 = scope.linear("fc1", dim, hidden, LinearOptions { activation, ..linear })?;
+        let fc1 = Activated::new(scope, ["fc1", "k_winners"], (dim, hidden), activation, linear)?;
         let fc2 =
             scope.linear("fc2", hidden, dim, LinearOptions { activation: Activation::Identity, ..linear })?;
         Ok(Self { fc1, fc2, dropout: Dropout::new(dropout) })

@@ -1,10 +1,9 @@
 //! The pre-norm block of a transformer encoder: `x ← x + attn(norm1(x))`, then `x ← x + mlp(norm2(x))`.
 
 use crate::{
-    AttentionOptions, DropPath, LayerNorm, Mlp, MlpOptions, MultiHeadAttention, ResidualBlock,
+    AttentionOptions, DropPath, LayerNorm, Mlp, MlpOptions, MultiHeadAttention, Nonlinearity, ResidualBlock,
     ResidualStream, Result, Scope,
 };
-use lacewing_engine::ops::Activation;
 use lacewing_engine::{Cx, EngineError};
 
 /// Sizes and options of the blocks of a model.
@@ -15,7 +14,7 @@ pub struct TransformerBlockOptions {
     /// Width between the layers of the MLP.
     pub hidden: usize,
     /// Between the layers of the MLP.
-    pub activation: Activation,
+    pub activation: Nonlinearity,
     /// Added to the variance in norms.
     pub norm_eps: f64,
     /// Blocks of the model.
@@ -39,7 +38,7 @@ impl TransformerBlock {
     ///
     /// # Errors
     ///
-    /// As [`Scope::linear`].
+    /// As [`Mlp::new`].
     pub fn new(scope: &mut Scope<'_>, options: TransformerBlockOptions, at: usize) -> Result<Self> {
         let TransformerBlockOptions { attention, hidden, activation, norm_eps, depth, drop_path } = options;
         let AttentionOptions { dim, dropout, linear, .. } = attention;

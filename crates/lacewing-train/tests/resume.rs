@@ -112,6 +112,14 @@ fn so_does_one_with_the_data_loss_and_rates_of_timms_recipes() {
 }
 
 #[test]
+fn a_continued_run_with_k_winners_equals_an_unbroken_one() {
+    // The boost falls in the second epoch; the duty cycles are those of the whole run.
+    let winners = ("model.activation", "{k_winners: {percent_on: 0.2, boost_strength_factor: 0.5}}");
+    continued_runs_equal_unbroken_ones(RECIPE, &[winners]);
+    continued_runs_equal_unbroken_ones(RECIPE, &[winners, ("model.recompute", "true")]);
+}
+
+#[test]
 fn a_stopped_and_continued_run_on_a_gpu_equals_an_unbroken_one() {
     if std::env::var_os("LACEWING_TEST_CUDA").is_none_or(|value| value != "1") {
         return eprintln!("skipped: set LACEWING_TEST_CUDA=1 on a machine with a GPU");
@@ -119,6 +127,7 @@ fn a_stopped_and_continued_run_on_a_gpu_equals_an_unbroken_one() {
     let on_gpu = ("device", "cuda:0");
     continued_runs_equal_unbroken_ones(RECIPE, &[on_gpu]);
     continued_runs_equal_unbroken_ones(CONVOLUTIONS, &[on_gpu]);
+    continued_runs_equal_unbroken_ones(RECIPE, &[on_gpu, ("model.activation", "{k_winners: {percent_on: 0.2}}")]);
     // So wide that blocks are multiplied by the kernels for many rows.
     let wide = [
         on_gpu,

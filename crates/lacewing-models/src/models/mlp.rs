@@ -1,11 +1,12 @@
 //! Multi-layer perceptron on flattened images.
 //!
-//! Layers `layers.0`, `layers.1`, …, and `head`; first values by each structure's own rule.
+//! Layers `layers.0`, `layers.1`, …, and `head`; first values by each structure's own rule. With K-winners as the
+//! activation the state of the first is `k_winners.0`, and so on.
 
-use super::{activation, below_one, checked, json, positive, read};
-use crate::{Family, Group, Model, Result, Variant};
+use super::{below_one, checked, json, positive, read};
+use crate::{ActivationConfig, Family, Group, Model, Result, Variant};
 use lacewing_engine::{Cx, EngineError, Tensor, Var, ops};
-use lacewing_nn::{Dropout, Linear, LinearOptions, ModelBuilder};
+use lacewing_nn::{Activated, Dropout, Linear, LinearOptions, ModelBuilder};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -48,7 +49,7 @@ pub struct MlpConfig {
     /// Widths between input and head.
     pub hidden: Vec<usize>,
     /// After each hidden layer.
-    pub activation: String,
+    pub activation: ActivationConfig,
     /// Probability of zero after each hidden layer.
     pub dropout: f64,
     /// Whether layers and head add a bias; models saved before the key existed do.
@@ -61,14 +62,14 @@ fn with_bias() -> bool {
 }
 
 fn of(image_size: usize, channels: usize, hidden: &[usize]) -> MlpConfig {
-    let (hidden, activation) = (hidden.to_vec(), "relu".to_owned());
+    let (hidden, activation) = (hidden.to_vec(), "relu".into());
     MlpConfig { image_size, channels, n_classes: 10, hidden, activation, dropout: 0.0, bias: true }
 }
 
 #[derive(Debug)]
 struct Perceptron {
     config: MlpConfig,
-    layers: Vec<Linear>,
+    layers: Vec<Activated>,
     head: Linear,
     dropout: Dropout,
 }
@@ -79,13 +80,15 @@ fn build(values: &Value, builder: &mut ModelBuilder) -> Result<Box<dyn Model>> {
     positive(&[("image_size", image_size), ("channels", channels), ("n_classes", n_classes)])?;
     below_one(&[("dropout", dropout)])?;
     let linear = LinearOptions { bias, ..LinearOptions::default() };
-    let hidden = LinearOptions { activation: activation(&config.activation)?, ..linear };
+    let activation = config.activation.nonlinearity()?;
     let mut root = builder.root();
     let mut n_in = channels * image_size * image_size;
     let mut layers = Vec::with_capacity(config.hidden.len());
     for (at, &width) in config.hidden.iter().enumerate() {
         positive(&[("hidden", width)])?;
-        layers.push(root.linear(&format!("layers.{at}"), n_in, width, hidden)?);
+        let names = [format!("layers.{at}"), format!("k_winners.{at}")];
+        let names = names.each_ref().map(String::as_str);
+        layers.push(Activated::new(&mut root, names, (n_in, width), activation, linear)?);
         n_in = width;
     }
     let head = root.linear("head", n_in, n_classes, linear)?;

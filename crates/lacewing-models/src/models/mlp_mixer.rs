@@ -3,8 +3,8 @@
 //! Names and shapes follow timm. First values: linear weights Xavier uniform, MLP biases normal 1e-6, the stem normal
 //! 1/√fan_in (LeCun) with a zero bias, the head zero.
 
-use super::{activation, below_one, checked, hidden, json, patches, positive, read};
-use crate::{Family, Group, Model, Result, Variant};
+use super::{below_one, checked, hidden, json, patches, positive, read};
+use crate::{ActivationConfig, Family, Group, Model, Result, Variant};
 use lacewing_core::Init;
 use lacewing_engine::{Cx, EngineError, Tensor, Var, ops};
 use lacewing_nn::{
@@ -63,7 +63,7 @@ pub struct MixerConfig {
     /// Added to the variance in norms.
     pub norm_eps: f64,
     /// Between the layers of the MLPs.
-    pub activation: String,
+    pub activation: ActivationConfig,
     /// Probability of zero after each layer of the MLPs.
     pub dropout: f64,
     /// Probability of dropping a branch, the same in every block.
@@ -83,7 +83,7 @@ fn imagenet(dim: usize, depth: usize) -> MixerConfig {
         token_ratio: 0.5,
         channel_ratio: 4.0,
         norm_eps: 1e-6,
-        activation: "gelu".to_owned(),
+        activation: "gelu".into(),
         dropout: 0.0,
         drop_path: 0.0,
         recompute: false,
@@ -122,7 +122,7 @@ fn build(values: &Value, builder: &mut ModelBuilder) -> Result<Box<dyn Model>> {
     let plain = LinearOptions { bias_init: BiasInit::Zeros, ..LinearOptions::default() };
     let linear =
         LinearOptions { init: Init::XavierUniform, bias_init: BiasInit::Normal { std: 1e-6 }, ..plain };
-    let activation = activation(&config.activation)?;
+    let activation = config.activation.nonlinearity()?;
     let tokens_hidden = hidden("token_ratio", config.token_ratio, dim)?;
     let channels_hidden = hidden("channel_ratio", config.channel_ratio, dim)?;
 

@@ -13,7 +13,6 @@ pub use t2t_vit::T2tVitConfig;
 pub use vit::{Pool, VitConfig};
 
 use crate::{Family, ModelError, Result};
-use lacewing_engine::ops::{ACTIVATIONS, Activation};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -39,15 +38,6 @@ fn checked<C: DeserializeOwned>(values: &Value) -> C {
 
 fn value_error(key: &'static str, expected: impl Into<String>, got: impl ToString) -> ModelError {
     ModelError::Value { key, expected: expected.into(), got: got.to_string() }
-}
-
-/// The activation called `name`.
-fn activation(name: &str) -> Result<Activation> {
-    let found = ACTIVATIONS.iter().find(|(known, _)| *known == name).map(|&(_, activation)| activation);
-    found.ok_or_else(|| {
-        let names: Vec<&str> = ACTIVATIONS.iter().map(|(name, _)| *name).collect();
-        value_error("activation", format!("one of {}", names.join(", ")), name)
-    })
 }
 
 /// Checks that each of `sizes` is at least 1.

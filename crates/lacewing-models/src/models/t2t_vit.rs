@@ -6,15 +6,15 @@
 //! constant. Cost: most of the token module's is the first attention, `2 · tokens² · token_dim` multiply-adds at a
 //! sixteenth as many tokens as pixels.
 
-use super::{activation, below_one, checked, hidden, json, positive, read, value_error};
-use crate::{Family, Group, Model, Result, Variant};
+use super::{below_one, checked, hidden, json, positive, read, value_error};
+use crate::{ActivationConfig, Family, Group, Model, Result, Variant};
 use lacewing_core::Init;
-use lacewing_engine::ops::{self, Activation, Window};
+use lacewing_engine::ops::{self, Window};
 use lacewing_engine::{Cx, EngineError, ParamId, Tensor, Var};
 use lacewing_nn::{
     AttentionOptions, BiasInit, Dropout, LayerNorm, Linear, LinearOptions, Mlp, MlpOptions, ModelBuilder,
-    ResidualBlock, ResidualStream, Scope, TransformerBlock, TransformerBlockOptions, channels_last,
-    run_blocks,
+    Nonlinearity, ResidualBlock, ResidualStream, Scope, TransformerBlock, TransformerBlockOptions,
+    channels_last, run_blocks,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -82,7 +82,7 @@ pub struct T2tVitConfig {
     /// Added to the variance in norms.
     pub norm_eps: f64,
     /// Between the layers of the MLPs.
-    pub activation: String,
+    pub activation: ActivationConfig,
     /// Probability of zero after the position table, and in the blocks after the attention's projection and each
     /// layer of the MLPs.
     pub dropout: f64,
@@ -105,7 +105,7 @@ fn imagenet(dim: usize, depth: usize, heads: usize) -> T2tVitConfig {
         qkv_bias: false,
         split_qkv: false,
         norm_eps: 1e-5,
-        activation: "gelu".to_owned(),
+        activation: "gelu".into(),
         dropout: 0.0,
         drop_path: 0.1,
         recompute: false,
@@ -171,7 +171,7 @@ fn build(values: &Value, builder: &mut ModelBuilder) -> Result<Box<dyn Model>> {
     positive(&[("dim", dim), ("depth", depth)])?;
     below_one(&[("dropout", config.dropout), ("drop_path", config.drop_path)])?;
     let counts = token_counts(config.image_size)?;
-    let activation = activation(&config.activation)?;
+    let activation = config.activation.nonlinearity()?;
     let hidden = hidden("mlp_ratio", config.mlp_ratio, dim)?;
     let linear = LinearOptions {
         init: Init::TruncNormal { std: STD },
@@ -255,7 +255,7 @@ impl TokenStep {
         config: &T2tVitConfig,
         window: Window,
         channels: usize,
-        activation: Activation,
+        activation: Nonlinearity,
         linear: LinearOptions,
     ) -> Result<Self> {
         let &T2tVitConfig { token_dim: dim, split_qkv, norm_eps, .. } = config;

@@ -3,8 +3,8 @@
 //! Names and shapes follow timm. First values: linear weights truncated normal 0.02, biases zero; the patch embedding
 //! uniform ±1/√fan_in.
 
-use super::{activation, below_one, checked, hidden, json, patches, positive, read};
-use crate::{Family, Group, Model, Result, Variant};
+use super::{below_one, checked, hidden, json, patches, positive, read};
+use crate::{ActivationConfig, Family, Group, Model, Result, Variant};
 use lacewing_core::Init;
 use lacewing_engine::ops;
 use lacewing_engine::{Cx, EngineError, ParamId, Tensor, Var};
@@ -100,7 +100,7 @@ pub struct VitConfig {
     /// Added to the variance in norms.
     pub norm_eps: f64,
     /// Between the layers of the MLPs.
-    pub activation: String,
+    pub activation: ActivationConfig,
     /// Probability of zero after the position embedding, the attention's projection and each layer of the MLPs.
     pub dropout: f64,
     /// Probability of dropping a branch of the last block; it grows linearly from 0 in the first.
@@ -133,7 +133,7 @@ fn imagenet(dim: usize, depth: usize, heads: usize) -> VitConfig {
         split_qkv: false,
         pool: Pool::Class,
         norm_eps: 1e-6,
-        activation: "gelu".to_owned(),
+        activation: "gelu".into(),
         dropout: 0.0,
         drop_path: 0.0,
         recompute: false,
@@ -189,7 +189,7 @@ fn build(values: &Value, builder: &mut ModelBuilder) -> Result<Box<dyn Model>> {
     let patch = (channels, patch_size, dim);
     let patch_embed = PatchEmbed::new(&mut root, "patch_embed", patch, n_patches, LinearOptions::default())?;
     let hidden = hidden("mlp_ratio", config.mlp_ratio, dim)?;
-    let activation = activation(&config.activation)?;
+    let activation = config.activation.nonlinearity()?;
     let VitConfig { heads, split_qkv, qkv_bias, dropout, drop_path, .. } = config;
     let attention = AttentionOptions { dim, heads, split_qkv, qkv_bias, dropout, linear };
     let options = TransformerBlockOptions { attention, hidden, activation, norm_eps, depth, drop_path };

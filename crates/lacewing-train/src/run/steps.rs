@@ -81,7 +81,8 @@ impl Job<'_> {
         let (device, shape) = (trainee.params.device(), self.train.image_shape());
         let dims = [batch.len(), shape.channels, shape.height, shape.width];
         let images = Tensor::from_f32(&device, &batch.images, &dims)?;
-        let cx = Cx::training(trainee.params.clone(), rng);
+        let epoch = self.plan.position(trainee.progress.step).epoch;
+        let cx = Cx::training(trainee.params.clone(), rng).at_epoch(epoch);
         let logits = trainee.model.forward(&cx, &images)?;
         let grad_scale = 1.0 / (batch.len() as u64 * self.recipe.train.accumulate) as f32;
         let (loss, threshold) = (self.recipe.loss()?, self.recipe.train.target_threshold.map(|t| t as f32));
