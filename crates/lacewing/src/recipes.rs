@@ -15,6 +15,7 @@ pub struct EmbeddedRecipe {
 /// Every recipe; the first is what `lacewing train` does when none is named.
 pub const RECIPES: &[EmbeddedRecipe] = &[
     EmbeddedRecipe { name: "digits-vit", text: include_str!("../../../configs/digits-vit.yaml") },
+    EmbeddedRecipe { name: "digits-k-winners", text: include_str!("../../../configs/digits-k-winners.yaml") },
     EmbeddedRecipe {
         name: "cifar10-vit-monarch",
         text: include_str!("../../../configs/cifar10-vit-monarch.yaml"),
