@@ -166,7 +166,14 @@ impl ModelConfig {
     ///
     /// [`ModelError::Value`] for sizes that do not fit each other, [`ModelError::Nn`] for a layer or a rule.
     pub fn build(&self, builder: ModelBuilder) -> Result<BuiltModel> {
-        let mut builder = builder.with_rules(self.rules.clone());
+        let mut rules = self.rules.clone();
+        if rules.has_budgets() {
+            // Which layers there are, and of what shapes, does not depend on how much of them is kept.
+            let mut counted = ModelBuilder::counting()?.with_rules(rules.clone());
+            (self.family.build)(&self.values, &mut counted)?;
+            rules = rules.spread(&counted.summary().layers);
+        }
+        let mut builder = builder.with_rules(rules);
         let model = (self.family.build)(&self.values, &mut builder)?;
         let built = builder.finish()?;
         let lacewing_nn::Built { params, summary, buffers, evolving } = built;

@@ -1,15 +1,17 @@
 //! Which layer gets which structure: ordered rules on dotted names.
 //!
 //! A rule is a map: `match` is a glob, or a regular expression between slashes; the rest is a structure's config, and
-//! `kernel` forces a row of the kernel table and `schedule` says how the structure changes in training. **The first rule that matches a layer decides**; a layer that none matches is
+//! `kernel` forces a row of the kernel table, `schedule` says how the structure changes in training, and `budget` how the
+//! `density` (or `sparsity`) of all layers the rule decides for is spread over them: `uniform`, `er` or `erk`. **The first rule that matches a layer decides**; a layer that none matches is
 //! dense. In a glob `*` matches anything, dots included (`*.mlp.*` matches `blocks.3.mlp.fc1`), `?` one character,
 //! `[0-3]` a range and `{a,b}` either; it must match the whole name. A regular expression may match any part.
 
-use crate::{NnError, Result};
+use crate::{LayerInfo, NnError, Result};
 use globset::{GlobBuilder, GlobMatcher};
-use lacewing_core::Schedule;
+use lacewing_core::{Budget, Schedule};
 use regex::Regex;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// An ordered list of rules.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +22,16 @@ struct Rule {
     pattern: String,
     matcher: Matcher,
     choice: Choice,
+    budget: Option<Share>,
+    /// What each layer keeps, once the budget was spread.
+    densities: BTreeMap<String, f64>,
+}
+
+/// A density over all layers of a rule.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    budget: Budget,
+    density: f64,
 }
 
 #[derive(Clone, Debug)]
@@ -100,7 +112,8 @@ impl Rules {
     ///
     /// [`NnError::RuleConfig`], [`NnError::Glob`], [`NnError::Regex`].
     pub fn push(&mut self, pattern: &str, config: &Value) -> Result<()> {
-        let choice = Choice::from_json(pattern, config)?;
+        let (config, budget) = Share::take(pattern, config)?;
+        let choice = Choice::from_json(pattern, &config)?;
         let inner = pattern.strip_prefix('/').and_then(|rest| rest.strip_suffix('/'));
         let matcher = match inner {
             Some(regex) => Matcher::Regex(
@@ -114,7 +127,13 @@ impl Rules {
                     .compile_matcher(),
             ),
         };
-        self.0.push(Rule { pattern: pattern.to_owned(), matcher, choice });
+        self.0.push(Rule {
+            pattern: pattern.to_owned(),
+            matcher,
+            choice,
+            budget,
+            densities: BTreeMap::new(),
+        });
         Ok(())
     }
 
@@ -130,8 +149,37 @@ impl Rules {
 
     /// What the layer called `name` gets.
     pub fn choose(&self, name: &str) -> Choice {
-        let rule = self.0.iter().find(|rule| rule.matches(name));
-        rule.map_or_else(Choice::dense, |rule| rule.choice.clone())
+        let Some(rule) = self.0.iter().find(|rule| rule.matches(name)) else { return Choice::dense() };
+        let mut choice = rule.choice.clone();
+        if let (Some(&density), Value::Object(map)) = (rule.densities.get(name), &mut choice.structure) {
+            map.shift_remove("sparsity");
+            map.insert("density".to_owned(), Value::from(density));
+        }
+        choice
+    }
+
+    /// Whether a budget is to be spread over layers before a model is built.
+    pub fn has_budgets(&self) -> bool {
+        self.0.iter().any(|rule| rule.budget.is_some())
+    }
+
+    /// The same rules with every budget spread over those of `layers` that the rule decides for; see [`Budget::densities`].
+    pub fn spread(mut self, layers: &[LayerInfo]) -> Self {
+        let decides = |name: &str| self.0.iter().position(|rule| rule.matches(name));
+        let owners: Vec<Option<usize>> = layers.iter().map(|layer| decides(&layer.name)).collect();
+        for (at, rule) in self.0.iter_mut().enumerate() {
+            let Some(Share { budget, density }) = rule.budget else { continue };
+            let own = layers.iter().zip(&owners).filter(|(_, owner)| **owner == Some(at));
+            let own: Vec<&LayerInfo> = own.map(|(layer, _)| layer).collect();
+            let shape = |layer: &&LayerInfo| match layer.window {
+                Some([height, width, channels]) => vec![height, width, channels, layer.n_out],
+                None => vec![layer.n_in, layer.n_out],
+            };
+            let shapes: Vec<Vec<usize>> = own.iter().map(shape).collect();
+            let densities = budget.densities(&shapes, density);
+            rule.densities = own.iter().map(|layer| layer.name.clone()).zip(densities).collect();
+        }
+        self
     }
 
     /// Whether any rule matches the layer called `name`.
@@ -153,6 +201,32 @@ impl Rules {
         nearest.sort_by_cached_key(|name| strsim::damerau_levenshtein(&rule.pattern, name));
         let nearest = nearest.iter().take(3).map(|name| format!("`{name}`")).collect();
         Err(NnError::Unmatched { pattern: rule.pattern.clone(), layers: names.len(), nearest })
+    }
+}
+
+impl Share {
+    /// Takes the key `budget` out of a rule's config; the density stays in it for each layer.
+    fn take(pattern: &str, config: &Value) -> Result<(Value, Option<Self>)> {
+        let mut config = config.clone();
+        let wrong = |key| NnError::RuleConfig { pattern: pattern.to_owned(), key, got: config.to_string() };
+        let number = |key| config.get(key).map(|value| value.as_f64().ok_or_else(|| wrong(key))).transpose();
+        let budget = match config.get("budget") {
+            None | Some(Value::Null) => None,
+            Some(name) => {
+                let name = name.as_str().and_then(|name| name.parse().ok());
+                let budget = name.ok_or_else(|| wrong("budget"))?;
+                let density = match (number("density")?, number("sparsity")?) {
+                    (Some(density), None) => density,
+                    (None, Some(sparsity)) => 1.0 - sparsity,
+                    _ => return Err(wrong("density")),
+                };
+                Some(Self { budget, density })
+            }
+        };
+        if let Value::Object(map) = &mut config {
+            map.shift_remove("budget");
+        }
+        Ok((config, budget))
     }
 }
 
@@ -203,6 +277,54 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_is_spread_over_the_layers_a_rule_decides_for() {
+        let rules = json!([
+            {"match": "fc1", "structure": "unstructured", "density": 0.3},
+            {"match": "fc*", "structure": "unstructured", "sparsity": 0.9, "budget": "erk", "schedule": "rigl"},
+        ]);
+        let layer = |name: &str, n_in, n_out, window| {
+            let mut builder = crate::ModelBuilder::counting().unwrap();
+            builder
+                .root()
+                .linear(name, n_in, n_out, crate::LinearOptions { window, ..Default::default() })
+                .unwrap();
+            builder.summary().layers[0].clone()
+        };
+        let layers = [
+            layer("fc0", 784, 300, None),
+            layer("fc1", 50, 50, None),
+            layer("fc2", 300, 100, None),
+            layer("fc3", 100, 10, None),
+            layer("head", 10, 10, None),
+        ];
+        let rules = Rules::from_json(&rules).unwrap();
+        assert!(rules.has_budgets());
+        let rules = rules.spread(&layers);
+        let density = |name: &str| rules.choose(name).structure["density"].as_f64().unwrap();
+        // Those of a network of these three layers alone.
+        let published = [("fc0", 0.920_432_229_5), ("fc2", 0.769_811_320_8), ("fc3", 0.0)];
+        published
+            .iter()
+            .for_each(|(name, sparsity)| assert!((1.0 - density(name) - sparsity).abs() < 0.6e-10));
+        assert_eq!(density("fc1"), 0.3);
+        assert!(rules.choose("fc0").structure.get("sparsity").is_none());
+        // A kernel's size counts.
+        let convolutions =
+            json!([{"match": "c*", "structure": "unstructured", "sparsity": 0.8, "budget": "erk"}]);
+        let layers = [
+            layer("c0", 27, 16, Some([3, 3, 3])),
+            layer("c1", 144, 32, Some([3, 3, 16])),
+            layer("c2", 32, 10, None),
+        ];
+        let rules = Rules::from_json(&convolutions).unwrap().spread(&layers);
+        let published = [("c0", 0.448_400_140_6), ("c1", 0.888_301_028_5), ("c2", 0.0)];
+        for (name, sparsity) in published {
+            let density = rules.choose(name).structure["density"].as_f64().unwrap();
+            assert!((1.0 - density - sparsity).abs() < 0.6e-10, "{name}: {density}");
+        }
+    }
+
+    #[test]
     fn a_rule_that_matches_nothing_names_the_nearest_layers() {
         let rules = Rules::from_json(&json!([{"match": "blocks.0.mpl.fc1", "structure": "dense"}])).unwrap();
         let names = ["patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2", "head"];
@@ -225,6 +347,9 @@ mod tests {
             json!([{"match": "[", "structure": "dense"}]),
             json!([{"match": "/(/", "structure": "dense"}]),
             json!([{"match": "a", "structure": "dense", "kernel": 1}]),
+            json!([{"match": "a", "structure": "unstructured", "density": 0.1, "budget": "erq"}]),
+            json!([{"match": "a", "structure": "unstructured", "budget": "erk"}]),
+            json!([{"match": "a", "structure": "nm", "schedule": 3}]),
         ] {
             assert!(Rules::from_json(&wrong).is_err(), "{wrong}");
         }

@@ -173,8 +173,11 @@ fn recomputed_layers_see_the_same_mask() {
     assert_eq!(built.params.flat_gradient().unwrap().to_f32().unwrap(), gradient);
 }
 
-/// What a moved layer is compared with: its places and values, and those of each follower.
-fn stored(layer: &Evolving, built: &Built, arrays: &[&Tensor]) -> Vec<((u32, u32), Vec<Vec<f32>>)> {
+/// A place, and what each array has there.
+type Stored = ((u32, u32), Vec<Vec<f32>>);
+
+/// What a moved layer is compared with: its places, with the values and those of each follower.
+fn stored(layer: &Evolving, built: &Built, arrays: &[&Tensor]) -> Vec<Stored> {
     let structure = layer.structure();
     let Form::Pattern(pattern) = structure.form() else { panic!("no pattern") };
     let per_block = pattern.block.0 * pattern.block.1;

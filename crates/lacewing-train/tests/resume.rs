@@ -97,18 +97,21 @@ fn a_stopped_and_continued_run_equals_an_unbroken_one() {
 
 #[test]
 fn so_does_one_with_the_data_loss_and_rates_of_timms_recipes() {
-    continued_runs_equal_unbroken_ones(RECIPE, &[
-        ("augment.rand_augment", "rand-m9-n2-p1-mstd0.5-inc1-cutout1"),
-        ("augment.random_erasing", "{mode: pixel, count: 2}"),
-        ("train.epochs", "1"),
-        ("train.cooldown_epochs", "1"),
-        ("train.loss", "binary_cross_entropy"),
-        ("train.target_threshold", "0.3"),
-        ("train.schedule_unit", "epoch"),
-        ("train.warmup_lr", "1e-4"),
-        ("train.warmup_prefix", "false"),
-        ("train.ema.warmup", "false"),
-    ]);
+    continued_runs_equal_unbroken_ones(
+        RECIPE,
+        &[
+            ("augment.rand_augment", "rand-m9-n2-p1-mstd0.5-inc1-cutout1"),
+            ("augment.random_erasing", "{mode: pixel, count: 2}"),
+            ("train.epochs", "1"),
+            ("train.cooldown_epochs", "1"),
+            ("train.loss", "binary_cross_entropy"),
+            ("train.target_threshold", "0.3"),
+            ("train.schedule_unit", "epoch"),
+            ("train.warmup_lr", "1e-4"),
+            ("train.warmup_prefix", "false"),
+            ("train.ema.warmup", "false"),
+        ],
+    );
 }
 
 #[test]
@@ -127,7 +130,10 @@ fn a_stopped_and_continued_run_on_a_gpu_equals_an_unbroken_one() {
     let on_gpu = ("device", "cuda:0");
     continued_runs_equal_unbroken_ones(RECIPE, &[on_gpu]);
     continued_runs_equal_unbroken_ones(CONVOLUTIONS, &[on_gpu]);
-    continued_runs_equal_unbroken_ones(RECIPE, &[on_gpu, ("model.activation", "{k_winners: {percent_on: 0.2}}")]);
+    continued_runs_equal_unbroken_ones(
+        RECIPE,
+        &[on_gpu, ("model.activation", "{k_winners: {percent_on: 0.2}}")],
+    );
     // So wide that blocks are multiplied by the kernels for many rows.
     let wide = [
         on_gpu,

@@ -132,5 +132,10 @@ fn a_schedule_that_does_not_fit_the_run_is_refused_before_anything_is_written() 
     let mut listen = |event: &Event| events.push(format!("{event:?}"));
     let error = train(recipe, Start::New, &AtomicBool::new(false), &mut listen).unwrap_err().to_string();
     assert!(error.contains("blocks.0.mlp.fc1") && error.contains("dense + fine_tune"), "{error}");
+    // In groups of 64 the positions of a kernel would mix: not at the first checkpoint of that stage, but now.
+    let stages = "{structure: nm, n: 1, m: 8, channels: 16, schedule: {name: structure_decay, stages: fine}}";
+    let folded = self::recipe(&out, &[("model.fc1", stages)]);
+    let error = train(folded, Start::New, &AtomicBool::new(false), &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("channels = 16 is not a multiple of 64"), "{error}");
     assert!(events.is_empty() && !out.join("checkpoint").exists(), "{events:?}");
 }

@@ -3,11 +3,13 @@
 use crate::error::TrainError;
 use lacewing_core::{
     Form, Growth, Horizon, IndexBuffer, MaskPhase, MaskPlan, MovePlan, PatternKind, Rng, Schedule,
+    StructureError,
 };
 use lacewing_engine::optim::{Ema, Optimizer};
 use lacewing_engine::{Params, Tensor};
 use lacewing_models::ModelError;
 use lacewing_nn::{Evolving, First, Follower, NnError};
+use serde_json::Value;
 
 /// The layers of a model whose structure changes, each with its plan for the run.
 #[derive(Debug)]
@@ -36,6 +38,7 @@ impl Evolution {
                 (Schedule::Masks(masks), Form::Pattern(pattern)) => {
                     let PatternKind::Nm { n, m, .. } = pattern.kind else { continue };
                     let plan = masks.plan(horizon, n, m).map_err(refused)?;
+                    check_channels(&structure.config(), &plan).map_err(refused)?;
                     masked.push((layer, plan));
                 }
                 (Schedule::Moves(moves), _) => {
@@ -119,6 +122,25 @@ impl Evolution {
                 *buffer = now;
             }
         }
+    }
+}
+
+/// Checks that the groups of every stage keep the positions of a convolution's kernel apart, as those of the target do.
+fn check_channels(config: &Value, plan: &MaskPlan) -> Result<(), StructureError> {
+    let Some(channels) = config["channels"].as_u64().filter(|_| config["axis"] == "row") else {
+        return Ok(());
+    };
+    let channels = channels as usize;
+    match plan.stages().iter().find(|&&(_, _, m)| !channels.is_multiple_of(m)) {
+        None => Ok(()),
+        Some(&(_, _, divisor)) => Err(StructureError::Indivisible {
+            structure: "nm",
+            size_name: "channels",
+            size: channels,
+            divisor_name: "the group size m of a stage",
+            divisor,
+            padded: channels,
+        }),
     }
 }
 

@@ -13,8 +13,8 @@ use std::error::Error;
 const DEFAULT: [&str; 7] =
     ["unstructured", "block_sparse", "nm", "monarch", "block_diagonal", "low_rank", "butterfly"];
 
-/// Values of a dense weight, of inputs or of outputs: 1 GiB in f32.
-const MOST: usize = 1 << 28;
+/// Values of a dense weight, of inputs or of outputs: 2 GiB in f32.
+const MOST: usize = 1 << 29;
 
 /// All that is measured.
 pub(super) struct Plan {
@@ -64,7 +64,7 @@ impl Plan {
         for &rows in &args.rows {
             let longest = sizes.iter().map(|&(n_in, n_out)| n_in.max(n_out)).max().unwrap_or(1);
             if rows == 0 || rows.checked_mul(longest).is_none_or(|values| values > MOST) {
-                return Err(out_of_range("--rows", rows, "at least 1, and 2^28 values in all at most").into());
+                return Err(out_of_range("--rows", rows, "at least 1, and 2^29 values in all at most").into());
             }
         }
         let (mut shapes, mut left_out) = (Vec::new(), Vec::new());
@@ -155,7 +155,7 @@ fn size(text: &str) -> Result<(usize, usize), RecipeError> {
         parts.ok_or_else(|| out_of_range("--shapes", text, "INxOUT, such as 768x3072"))?;
     match n_in.checked_mul(n_out) {
         Some(1..=MOST) => Ok((n_in, n_out)),
-        _ => Err(out_of_range("--shapes", text, "two sizes of at least 1 and 2^28 weights at most")),
+        _ => Err(out_of_range("--shapes", text, "two sizes of at least 1 and 2^29 weights at most")),
     }
 }
 
