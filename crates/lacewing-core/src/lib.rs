@@ -31,6 +31,7 @@ mod error;
 mod form;
 mod fourier;
 mod init;
+mod learn_plan;
 mod mask;
 mod mask_plan;
 mod masked;
@@ -56,6 +57,7 @@ pub use dense::Dense;
 pub use error::StructureError;
 pub use form::{Chain, Form, Gate, Gather, Link, Sum, Weights};
 pub use init::Init;
+pub use learn_plan::{LearnPlan, LearnSchedule, Score, choose_places};
 pub use mask_plan::{Decay, GradientPolicy, MaskPhase, MaskPlan, MaskSchedule, Rate, Stages};
 pub use move_plan::{
     Anneal, FirstMoment, FirstValue, Growth, Move, MovePlan, MoveSchedule, Search, move_places,

@@ -5,21 +5,21 @@ use std::collections::BTreeSet;
 use lacewing_core::schedules::TABLE;
 use lacewing_core::{
     Budget, Horizon, MaskPhase, MaskPlan, MovePlan, Pattern, PatternKind, Rng, Schedule, Search,
-    StructureError, build, move_places,
+    StructureError, build, choose_places, move_places,
 };
 use serde_json::{Value, json};
 
 fn masks(config: &Value, horizon: Horizon, n: usize, m: usize) -> Result<MaskPlan, StructureError> {
     match Schedule::from_json(config)? {
         Schedule::Masks(masks) => masks.plan(horizon, n, m),
-        Schedule::Moves(_) => panic!("{config} is a schedule of moves"),
+        other => panic!("{} is no schedule of masks", other.name()),
     }
 }
 
 fn moves(config: &Value, total_steps: u64) -> MovePlan {
     match Schedule::from_json(config).unwrap() {
         Schedule::Moves(moves) => moves.plan(Horizon { total_steps, steps_per_epoch: 100 }).unwrap(),
-        Schedule::Masks(_) => panic!("{config} is a schedule of masks"),
+        other => panic!("{} is no schedule of moves", other.name()),
     }
 }
 
@@ -245,6 +245,28 @@ fn random_places_are_equally_likely() {
             assert!((count as f64 - expected).abs() < 4.5 * deviation, "place {at}: {count}");
         }
     }
+}
+
+#[test]
+fn learned_masks_thin_out_along_the_cubic() {
+    let config =
+        json!({"name": "movement", "dense": "100 steps", "fine_tune": "200 steps", "every": "50 steps"});
+    let Schedule::Learns(learns) = Schedule::from_json(&config).unwrap() else { panic!("not learned") };
+    let plan = learns.plan(steps(1000)).unwrap();
+    for (step, expected) in
+        [(0, 1.0), (100, 1.0), (450, 0.1 + 0.9 / 8.0), (800, 0.1), (1000, 0.1), (1200, 0.1)]
+    {
+        assert!((plan.density(step, 0.1) - expected).abs() <= f64::EPSILON, "{step}");
+    }
+    let due: Vec<u64> = (0..=1010).filter(|&step| plan.is_due(step)).collect();
+    assert_eq!(due, (150..=1000).step_by(50).collect::<Vec<_>>());
+    // The target's density is reached on its day, and the end has a mask of its own.
+    let odd = json!({"name": "magnitude", "dense": 0, "fine_tune": "10 steps", "every": "30 steps"});
+    let Schedule::Learns(learns) = Schedule::from_json(&odd).unwrap() else { panic!("not learned") };
+    let plan = learns.plan(steps(100)).unwrap();
+    assert_eq!((0..=100).filter(|&step| plan.is_due(step)).collect::<Vec<_>>(), [30, 60, 90, 100]);
+    assert_eq!(choose_places(&[0.5, -1.0, 0.5, 3.0], 0.5), [false, false, true, true]);
+    assert_eq!(choose_places(&[1.0, 2.0, 3.0], 0.01), [false, false, true]);
 }
 
 #[test]

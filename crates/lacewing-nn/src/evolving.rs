@@ -1,15 +1,15 @@
 //! Layers whose structure changes in training: what their schedules do to weights, gradients and patterns.
 //!
-//! A layer with a schedule of masks stores all of its weights and multiplies by the effective ones; one with a schedule of
-//! moves stores kept weights and changes their places. Which step it is, and so what is to be done, is known to whoever
+//! A layer with a schedule of masks, learned ones or not, stores all of its weights and multiplies by the effective ones; one
+//! with a schedule of moves stores kept weights and changes their places. Which step it is, and so what is to be done, is known to whoever
 //! trains: it calls these methods, in the same order on every device.
 
 use crate::linear::Running;
 use lacewing_core::{
     Axis, FirstMoment, FirstValue, Form, GradientPolicy, IndexBuffer, MaskPhase, Move, MoveSchedule, Pattern,
-    PatternKind, Rng, Schedule, Search, Structure, move_places,
+    PatternKind, Rng, Schedule, Score, Search, Structure, choose_places, move_places,
 };
-use lacewing_engine::ops::{DenseGradient, NmFactors, NmGroups, nm_scale};
+use lacewing_engine::ops::{DenseGradient, NmFactors, NmGroups, mask_blocks, nm_scale, score_blocks};
 use lacewing_engine::{DType, EngineError, ParamId, Params, Tensor};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +32,17 @@ pub struct Evolving {
 pub(crate) enum Kind {
     Masked(Arc<Effective>),
     Moving(Arc<Watch>),
+    Learned(Arc<Learned>),
+}
+
+/// A learned mask: values of the model that are not trained.
+#[derive(Debug)]
+pub(crate) struct Learned {
+    pub(crate) effective: Effective,
+    /// A score for each place of the grid.
+    pub(crate) scores: ParamId,
+    /// 1 for each place that counts, 0 for the others.
+    pub(crate) mask: ParamId,
 }
 
 /// The weights that a masked layer multiplies by, in the compute type; made with the first mask.
@@ -75,7 +86,7 @@ impl Evolving {
     /// The index buffers as they are now, under the dotted names of a checkpoint; none under masks, which follow from the
     /// weights and the step.
     pub fn buffers(&self) -> Vec<IndexBuffer> {
-        if matches!(self.kind, Kind::Masked(_)) {
+        if self.schedule.stores_all() {
             return Vec::new();
         }
         let named =
@@ -91,16 +102,102 @@ impl Evolving {
     /// What the device reports. Nothing is done to a layer under moves.
     pub fn mask(&self, params: &Params, phase: MaskPhase, by: &Tensor) -> Result<(), EngineError> {
         let Kind::Masked(effective) = &self.kind else { return Ok(()) };
-        let weight = params.master(self.weight);
-        if effective.get().is_none() {
-            let fresh = Tensor::empty(&params.device(), params.compute_dtype(), weight.shape())?.numbered();
-            // Losing a race would only drop another array.
-            let _ = effective.set(fresh);
-        }
-        let out = effective.get().expect("set above");
+        let (weight, out) = (params.master(self.weight), self.effective(effective, params)?);
         let (groups, dropped) = self.groups(phase);
         let factors = NmFactors { kept: 1.0, dropped };
         nm_scale(&params.view(by, self.weight), &weight, groups, factors, out, false)
+    }
+
+    /// Makes the effective weights under the learned mask in `by`, shaped as the masters.
+    ///
+    /// # Errors
+    ///
+    /// What the device reports. Nothing is done to a layer without a learned mask.
+    pub fn let_through(&self, params: &Params, by: &Tensor) -> Result<(), EngineError> {
+        let Kind::Learned(learned) = &self.kind else { return Ok(()) };
+        let out = self.effective(&learned.effective, params)?;
+        mask_blocks(&params.master(self.weight), &params.view(by, learned.mask), self.block(), out)
+    }
+
+    /// Takes the gradient of the effective weights into the scores, and makes it that of the stored ones: none for weights that
+    /// do not count.
+    ///
+    /// # Errors
+    ///
+    /// What the device reports. Nothing is done to a layer without a learned mask.
+    pub fn learn(&self, params: &Params) -> Result<(), EngineError> {
+        let (Kind::Learned(learned), Schedule::Learns(schedule)) = (&self.kind, &self.schedule) else {
+            return Ok(());
+        };
+        let (weight, gradient) = (params.master(self.weight), params.gradient(self.weight)?);
+        if schedule.score == Score::Movement {
+            score_blocks(&gradient, &weight, self.block(), &params.master(learned.scores))?;
+        }
+        mask_blocks(&gradient, &params.master(learned.mask), self.block(), &gradient)
+    }
+
+    /// Chooses the learned mask anew: the `density` of the places with the highest scores.
+    ///
+    /// # Errors
+    ///
+    /// What the device reports. Nothing is done to a layer without a learned mask.
+    pub fn choose_mask(&self, params: &Params, density: f64) -> Result<(), EngineError> {
+        let (Kind::Learned(learned), Schedule::Learns(schedule)) = (&self.kind, &self.schedule) else {
+            return Ok(());
+        };
+        let scores: Vec<f64> = match schedule.score {
+            Score::Movement => params.master(learned.scores).to_f32()?.into_iter().map(f64::from).collect(),
+            Score::Magnitude => self.norms(&params.master(self.weight).to_f32()?),
+        };
+        let counts = choose_places(&scores, density);
+        let mask: Vec<f32> = counts.into_iter().map(|counts| if counts { 1.0 } else { 0.0 }).collect();
+        params.master(learned.mask).set_f32(&mask)
+    }
+
+    /// Which places of the grid count by the learned mask in `by`, shaped as the masters; none without a learned mask.
+    ///
+    /// # Errors
+    ///
+    /// What the device reports.
+    pub fn learned_mask(&self, params: &Params, by: &Tensor) -> Result<Option<Vec<bool>>, EngineError> {
+        let Kind::Learned(learned) = &self.kind else { return Ok(None) };
+        let mask = params.view(by, learned.mask).to_f32()?;
+        Ok(Some(mask.into_iter().map(|factor| factor != 0.0).collect()))
+    }
+
+    /// Where the effective weights lie; made when first asked for.
+    fn effective<'a>(&self, effective: &'a Effective, params: &Params) -> Result<&'a Tensor, EngineError> {
+        if effective.get().is_none() {
+            let shape = &params.info(self.weight).shape;
+            let fresh = Tensor::empty(&params.device(), params.compute_dtype(), shape)?.numbered();
+            // Losing a race would only drop another array.
+            let _ = effective.set(fresh);
+        }
+        Ok(effective.get().expect("set above"))
+    }
+
+    /// Rows and columns of a block of the structure.
+    fn block(&self) -> (usize, usize) {
+        match self.structure().form() {
+            Form::Pattern(pattern) => pattern.block,
+            _ => unreachable!("checked when the layer was built"),
+        }
+    }
+
+    /// The norm of each block of the dense `weight`.
+    fn norms(&self, weight: &[f32]) -> Vec<f64> {
+        let structure = self.structure();
+        let Form::Pattern(pattern) = structure.form() else {
+            unreachable!("checked when the layer was built")
+        };
+        let ((rows, cols), across) = (pattern.block, pattern.grid().1);
+        let mut sums = vec![0.0; pattern.grid().0 * across];
+        for (row, line) in weight.chunks_exact(pattern.n_in).enumerate() {
+            for (sum, block) in sums[row / rows * across..].iter_mut().zip(line.chunks(cols)) {
+                *sum += block.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>();
+            }
+        }
+        sums.into_iter().map(f64::sqrt).collect()
     }
 
     /// Makes the gradient of the effective weights that of the stored ones, by the schedule's policy; before clipping.

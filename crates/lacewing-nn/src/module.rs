@@ -7,7 +7,7 @@
 use crate::conv2d::with_channels;
 use crate::linear::{Linear, LinearOptions};
 use crate::{Choice, Evolving, NnError, Result, Rules};
-use lacewing_core::{IndexBuffer, MaskPhase, ParamSpec, Rng, Schedule, Structure};
+use lacewing_core::{Form, IndexBuffer, MaskPhase, ParamSpec, Rng, Schedule, Structure};
 use lacewing_engine::{DType, Device, ParamId, Params, ParamsBuilder};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -190,8 +190,9 @@ impl ModelBuilder {
         }
         let params = self.params.build()?;
         for layer in self.evolving.iter().filter(|_| self.values != Values::None) {
+            layer.let_through(&params, params.flat_master())?;
             let structure = layer.structure();
-            let lacewing_core::Form::Pattern(pattern) = structure.form() else { continue };
+            let Form::Pattern(pattern) = structure.form() else { continue };
             if let lacewing_core::PatternKind::Nm { n, m, .. } = pattern.kind {
                 layer.mask(&params, MaskPhase::Masked { n, m, rest: 0.0 }, params.flat_master())?;
             }
@@ -311,7 +312,7 @@ impl Scope<'_> {
         let layer = self.name(name);
         let mut choice = self.builder.rules.choose(&layer);
         choice.structure = with_channels(&choice.structure, options.window);
-        let masked = matches!(choice.schedule, Some(Schedule::Masks(_)));
+        let masked = choice.schedule.as_ref().is_some_and(Schedule::stores_all);
         let structure = if self.builder.values == Values::Zeros && !masked {
             let buffers = self.take_saved(&layer);
             lacewing_core::restore(&choice.structure, n_in, n_out, &buffers)
@@ -358,10 +359,14 @@ impl Scope<'_> {
         let linear = Linear::build(&mut self.scope(name), structure, kernel, schedule, options)?;
         let structure = linear.structure();
         let counts = structure.counts();
-        if matches!(schedule, Some(Schedule::Masks(_))) {
-            // All weights were counted as they were added; the file has the packed ones.
+        if schedule.is_some_and(Schedule::stores_all) {
+            // All weights were counted as they were added, and a learned mask's values; the file has the packed ones.
             let stored = structure.n_in() * structure.n_out();
-            self.builder.summary.bytes -= 4 * stored.saturating_sub(counts.parameters);
+            let places = match (schedule, structure.form()) {
+                (Some(Schedule::Learns(_)), Form::Pattern(pattern)) => pattern.grid().0 * pattern.grid().1,
+                _ => 0,
+            };
+            self.builder.summary.bytes -= 4 * (stored.saturating_sub(counts.parameters) + 2 * places);
         } else {
             for mut buffer in structure.buffers() {
                 buffer.name = format!("{layer}.{}", buffer.name);

@@ -304,6 +304,59 @@ fn what_moves_takes_its_values_and_moments_along() {
 }
 
 #[test]
+fn learned_masks_follow_their_scores() {
+    for (device, schedule) in
+        devices().into_iter().flat_map(|d| ["movement", "magnitude"].map(|s| (d.clone(), s)))
+    {
+        let config =
+            json!({"structure": "block_sparse", "block": [2, 4], "density": 0.25, "schedule": schedule});
+        let options = LinearOptions { bias: false, ..LinearOptions::default() };
+        let (linear, built) = try_layer(&device, &config, 8, 4, options).unwrap();
+        let (layer, params) = (&built.evolving[0], &built.params);
+        let value = |i: usize| ((i * 37 % 19) as f32 - 9.0) / 8.0;
+        let w: Vec<f32> = (0..32).map(value).collect();
+        params.set(layer.weight, &w).unwrap();
+        layer.let_through(params, params.flat_master()).unwrap();
+        let mut unit = [0.0f32; 64];
+        (0..8).for_each(|i| unit[i * 9] = 1.0);
+        let unit = tensor(&device, &unit, &[8, 8]);
+        // What the gradient of the effective weight is: the transposed gradient of the output.
+        let dy: Vec<f32> = (0..32).map(|i| value(i * 5 + 2)).collect();
+        let g: Vec<f32> = (0..32).map(|i| dy[i % 8 * 4 + i / 8]).collect();
+        let dy = tensor(&device, &dy, &[8, 4]);
+        let block_of = |i: usize| i / 8 / 2 * 2 + i % 8 / 4;
+        // All weights count at first, and get their gradient.
+        let (y, _) = pass(&linear, &built, &unit, &dy);
+        assert_eq!(y, (0..32).map(|i| w[i % 4 * 8 + i / 4]).collect::<Vec<_>>());
+        layer.learn(params).unwrap();
+        let gradient = || params.gradient(layer.weight).unwrap().to_f32().unwrap();
+        assert_eq!(gradient(), g);
+        params.zero_gradients().unwrap();
+
+        let mut scores = [0.0f64; 4];
+        for i in 0..32 {
+            let (w, g) = (f64::from(w[i]), f64::from(g[i]));
+            scores[block_of(i)] += if schedule == "movement" { -g * w } else { w * w };
+        }
+        layer.choose_mask(params, 0.5).unwrap();
+        let mask = layer.learned_mask(params, params.flat_master()).unwrap().unwrap();
+        let mut ranked: Vec<usize> = (0..4).collect();
+        ranked.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+        let wanted: Vec<bool> = (0..4).map(|b| ranked[..2].contains(&b)).collect();
+        assert_eq!(mask, wanted, "{schedule}: {scores:?}");
+        // Weights that do not count are not multiplied and get no gradient, but stay as they are.
+        layer.let_through(params, params.flat_master()).unwrap();
+        let (y, _) = pass(&linear, &built, &unit, &dy);
+        let through = |i: usize| if mask[block_of(i)] { w[i] } else { 0.0 };
+        assert_eq!(y, (0..32).map(|i| through(i % 4 * 8 + i / 4)).collect::<Vec<_>>());
+        layer.learn(params).unwrap();
+        let masked: Vec<f32> = (0..32).map(|i| if mask[block_of(i)] { g[i] } else { 0.0 }).collect();
+        assert_eq!(gradient(), masked);
+        assert_eq!(params.master(layer.weight).to_f32().unwrap(), w);
+    }
+}
+
+#[test]
 fn misfits_are_named() {
     let error = |config: Value| {
         try_layer(&Device::Cpu, &config, 16, 16, LinearOptions::default())

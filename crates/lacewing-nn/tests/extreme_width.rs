@@ -1,7 +1,7 @@
 //! A layer 20,000 wide each way of which one weight in a hundred is kept: trained, and its pattern moved by gradients, in less
 //! memory than the dense weight alone would take. A process of its own, since the peak is the process's.
 //!
-//! It takes half a minute, so it is run by hand: `cargo test --release -p lacewing-nn --test extreme_width -- --ignored
+//! It takes half a minute, so it is run by hand: `LACEWING_TEST_LONG=1 cargo test --release -p lacewing-nn --test extreme_width --
 //! --nocapture`.
 
 use lacewing_core::{Form, Rng};
@@ -21,8 +21,10 @@ fn peak_resident() -> Option<u64> {
 }
 
 #[test]
-#[ignore = "half a minute; see the head of this file"]
 fn an_extremely_wide_layer_trains_and_moves_within_two_gib() {
+    if std::env::var_os("LACEWING_TEST_LONG").is_none_or(|value| value != "1") {
+        return eprintln!("skipped: set LACEWING_TEST_LONG=1 for a test of half a minute");
+    }
     let device = Device::Cpu;
     let rules = json!([{"match": "wide", "structure": "unstructured", "sparsity": 0.99, "schedule": "rigl"}]);
     let rules = Rules::from_json(&rules).unwrap();

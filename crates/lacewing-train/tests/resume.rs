@@ -152,6 +152,16 @@ const SCHEDULES: &[&[(&str, &str)]] = &[
     &[
         (
             "model.fc1",
+            "{structure: block_sparse, block: 8, density: 0.25, schedule: {name: movement, every: 2 steps}}",
+        ),
+        (
+            "model.fc2",
+            "{structure: unstructured, density: 0.1, schedule: {name: magnitude, dense: 0, every: 3 steps}}",
+        ),
+    ],
+    &[
+        (
+            "model.fc1",
             "{structure: nm, n: 1, m: 8, schedule: {name: mask_decay, decay: linear, fine_tune: 0.2}}",
         ),
         ("model.fc2", "{structure: nm, n: 2, m: 4, axis: col, schedule: {name: sr_ste, decoupled: true}}"),
@@ -192,6 +202,12 @@ const SCHEDULES: &[&[(&str, &str)]] = &[
 #[test]
 fn runs_with_schedules_continue_to_the_bit() {
     SCHEDULES.iter().for_each(|changes| continued_runs_equal_unbroken_ones(RECIPE, changes));
+    for conv in [
+        "{structure: nm, n: 2, m: 4, schedule: sr_ste}",
+        "{structure: unstructured, density: 0.2, schedule: {name: rigl, every: 2 steps, end: 1}}",
+    ] {
+        continued_runs_equal_unbroken_ones(CONVOLUTIONS, &[("model.conv", conv)]);
+    }
 }
 
 #[test]

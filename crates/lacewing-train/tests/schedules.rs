@@ -122,6 +122,34 @@ fn moved_patterns_keep_their_size_and_are_written() {
 }
 
 #[test]
+fn learned_masks_thin_out_and_are_packed() {
+    for (schedule, steps, nnz) in [
+        ("{name: movement, every: 4 steps}", None, [8, 205]),
+        ("magnitude", None, [8, 205]),
+        // Before pruning begins all places count.
+        ("{name: movement, dense: 0.9, fine_tune: 0}", Some("20"), [32, 2048]),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let out = folder.path().join("run");
+        let fc1 = format!("{{structure: block_sparse, block: 8, density: 0.25, schedule: {schedule}}}");
+        let fc2 = format!("{{structure: unstructured, density: 0.1, schedule: {schedule}}}");
+        let mut changes = vec![("model.fc1", fc1.as_str()), ("model.fc2", &fc2)];
+        changes.extend(steps.map(|steps| ("train.max_steps", steps)));
+        let recipe = recipe(&out, &changes);
+        let finished =
+            train(recipe.clone(), Start::New, &AtomicBool::new(false), &mut |_| {}).expect("a run");
+        assert_eq!(accuracy_of_file(&recipe, &out), finished.rows[0].accuracy, "{schedule}");
+        let saved = SavedModel::read(&out.join(MODEL_FILE)).expect("written by the run");
+        let buffers = saved.buffers().expect("indices");
+        for (layer, nnz) in ["fc1", "fc2"].into_iter().zip(nnz) {
+            let name = format!("blocks.0.mlp.{layer}.cols");
+            let cols = buffers.iter().find(|buffer| buffer.name == name).expect("the pattern");
+            assert_eq!(cols.data.len(), nnz, "{layer} under {schedule}");
+        }
+    }
+}
+
+#[test]
 fn a_schedule_that_does_not_fit_the_run_is_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let out = folder.path().join("run");

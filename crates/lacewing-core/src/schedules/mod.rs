@@ -1,16 +1,21 @@
 //! Schedules: how the structure of a layer changes with the global optimizer step. One file a schedule, one row here.
 //!
-//! A schedule is of one of two kinds. With *masks* all weights are stored, and at each step the ones that count are chosen
-//! among them ([`MaskSchedule`]). With *moves* only kept weights are stored, and now and then some change their places
-//! ([`MoveSchedule`]). Both are pure functions of the step, the weights and the seed.
+//! A schedule is of one of three kinds. With *masks* all weights are stored, and at each step n of every m count
+//! ([`MaskSchedule`]). With *learned masks* all are stored too, and fewer and fewer places count, those of the highest scores
+//! ([`LearnSchedule`]). With *moves* only kept weights are stored, and now and then some change their places
+//! ([`MoveSchedule`]). All are pure functions of the step, of weights and scores, and of the seed.
 
 use serde_json::{Map, Value};
 
 use crate::config::nearest;
-use crate::{Form, Key, MaskSchedule, MoveSchedule, Options, PatternKind, Structure, StructureError};
+use crate::{
+    Form, Key, LearnSchedule, MaskSchedule, MoveSchedule, Options, PatternKind, Structure, StructureError,
+};
 
 mod block_moves;
+mod magnitude;
 mod mask_decay;
+mod movement;
 mod rigl;
 mod set;
 mod sr_ste;
@@ -26,6 +31,8 @@ pub static TABLE: &[&ScheduleKind] = &[
     &rigl::KIND,
     &set::KIND,
     &block_moves::KIND,
+    &movement::KIND,
+    &magnitude::KIND,
 ];
 
 /// One row of the table of schedules.
@@ -47,6 +54,8 @@ pub enum Schedule {
     Masks(MaskSchedule),
     /// Kept weights are stored, some move now and then.
     Moves(MoveSchedule),
+    /// All weights are stored, fewer and fewer places count.
+    Learns(LearnSchedule),
 }
 
 impl Schedule {
@@ -80,6 +89,7 @@ impl Schedule {
         match self {
             Self::Masks(masks) => masks.name,
             Self::Moves(moves) => moves.name,
+            Self::Learns(learns) => learns.name,
         }
     }
 
@@ -88,10 +98,16 @@ impl Schedule {
         match self {
             Self::Masks(masks) => masks.config(),
             Self::Moves(moves) => moves.config(),
+            Self::Learns(learns) => learns.config(),
         }
     }
 
-    /// Checks that a structure can change so: masks need N:M, moves a pattern whose places are free.
+    /// Whether a layer stores all of its weights, and is packed when it is written.
+    pub fn stores_all(&self) -> bool {
+        matches!(self, Self::Masks(_) | Self::Learns(_))
+    }
+
+    /// Checks that a structure can change so: masks need N:M, moves and learned masks a pattern whose places are free.
     ///
     /// # Errors
     ///
@@ -106,12 +122,12 @@ impl Schedule {
                 Ok(())
             }
             (Self::Masks(_), _) => refused("`nm`"),
-            (Self::Moves(_), Form::Pattern(pattern))
+            (Self::Moves(_) | Self::Learns(_), Form::Pattern(pattern))
                 if structure.with_positions(pattern.positions.clone()).is_some() =>
             {
                 Ok(())
             }
-            (Self::Moves(_), _) => refused("`unstructured` or `block_sparse`"),
+            (Self::Moves(_) | Self::Learns(_), _) => refused("`unstructured` or `block_sparse`"),
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod batch_norm;
 pub mod binary_cross_entropy;
 pub mod block_linear;
+pub mod block_mask;
 pub mod block_sparse;
 pub mod chain;
 pub mod copy2d;
@@ -34,6 +35,7 @@ pub use attention::{attention, attention_separate};
 pub use batch_norm::{RunningStats, batch_norm};
 pub use binary_cross_entropy::binary_cross_entropy;
 pub use block_linear::block_linear;
+pub use block_mask::{mask_blocks, score_blocks};
 pub use block_sparse::{BlockIndex, block_sparse_linear};
 pub use chain::{ChainPlan, chain};
 pub use copy2d::resize_cols;
@@ -64,6 +66,7 @@ pub static SOURCES: &[&lacewing_cuda::Source] = &[
     &attention::cuda::WIDE,
     &batch_norm::cuda::SOURCE,
     &binary_cross_entropy::cuda::SOURCE,
+    &block_mask::cuda::SOURCE,
     &copy2d::cuda::SOURCE,
     &dropout::cuda::SOURCE,
     &elementwise::cuda::SOURCE,

@@ -13,7 +13,7 @@ mod merged;
 mod scatter_dense;
 mod sum;
 
-use crate::evolving::{Effective, Evolving, Kind, Watch};
+use crate::evolving::{Effective, Evolving, Kind, Learned, Watch};
 use crate::module::Scope;
 use crate::{NnError, Result};
 use lacewing_core::{Dense, Form, Init, Schedule, Structure};
@@ -241,16 +241,26 @@ impl Linear {
         options: LinearOptions,
     ) -> Result<Self> {
         let (n_in, n_out) = (structure.n_in(), structure.n_out());
-        let changes = schedule.map(|schedule| match schedule {
-            Schedule::Masks(_) => Kind::Masked(Arc::new(Effective::new())),
-            Schedule::Moves(_) => {
+        let changes = match schedule {
+            None => None,
+            Some(Schedule::Masks(_)) => Some(Kind::Masked(Arc::new(Effective::new()))),
+            Some(Schedule::Moves(_)) => {
                 let gradient = DenseGradient::new(n_out, n_in);
-                Kind::Moving(Arc::new(Watch { gradient, is_on: AtomicBool::new(false) }))
+                Some(Kind::Moving(Arc::new(Watch { gradient, is_on: AtomicBool::new(false) })))
             }
-        });
+            Some(Schedule::Learns(_)) => {
+                let (rows, cols) = match structure.form() {
+                    Form::Pattern(pattern) => pattern.grid(),
+                    _ => unreachable!("schedules are checked before"),
+                };
+                let scores = scope.constant("scores", &[rows, cols], || vec![0.0; rows * cols])?;
+                let mask = scope.constant("mask", &[rows, cols], || vec![1.0; rows * cols])?;
+                Some(Kind::Learned(Arc::new(Learned { effective: Effective::new(), scores, mask })))
+            }
+        };
         let dense = Dense { n_in, n_out };
-        let run: &dyn Structure =
-            if matches!(changes, Some(Kind::Masked(_))) { &dense } else { structure.as_ref() };
+        let stores_all = schedule.is_some_and(Schedule::stores_all);
+        let run: &dyn Structure = if stores_all { &dense } else { structure.as_ref() };
         let device = kind_of(scope.device());
         let problem = Problem { structure: run, dtype: scope.compute(), device, forced };
         if let Some(kernel) = forced
@@ -311,6 +321,7 @@ impl Linear {
         }
         let effective = match &self.changes {
             Some(Kind::Masked(effective)) => effective.get(),
+            Some(Kind::Learned(learned)) => learned.effective.get(),
             _ => None,
         };
         let of = |&id: &ParamId| effective.map_or_else(|| cx.param(id), |value| cx.param_as(id, value));

@@ -2,7 +2,7 @@
 
 use crate::error::TrainError;
 use lacewing_core::{
-    Form, Growth, Horizon, IndexBuffer, MaskPhase, MaskPlan, MovePlan, PatternKind, Rng, Schedule,
+    Form, Growth, Horizon, IndexBuffer, LearnPlan, MaskPhase, MaskPlan, MovePlan, PatternKind, Rng, Schedule,
     StructureError,
 };
 use lacewing_engine::optim::{Ema, Optimizer};
@@ -16,6 +16,7 @@ use serde_json::Value;
 pub(super) struct Evolution {
     masked: Vec<(Evolving, MaskPlan)>,
     moving: Vec<(Evolving, MovePlan)>,
+    learned: Vec<(Evolving, LearnPlan)>,
     rng: Rng,
 }
 
@@ -26,7 +27,7 @@ impl Evolution {
     ///
     /// [`ModelError::Nn`] for a schedule that does not fit the run, with the layer.
     pub(super) fn plan(layers: Vec<Evolving>, horizon: Horizon, seed: u64) -> Result<Self, TrainError> {
-        let (mut masked, mut moving) = (Vec::new(), Vec::new());
+        let (mut masked, mut moving, mut learned) = (Vec::new(), Vec::new(), Vec::new());
         for layer in layers {
             let structure = layer.structure();
             let refused = |source| {
@@ -45,10 +46,14 @@ impl Evolution {
                     let plan = moves.plan(horizon).map_err(refused)?;
                     moving.push((layer, plan));
                 }
+                (Schedule::Learns(learns), _) => {
+                    let plan = learns.plan(horizon).map_err(refused)?;
+                    learned.push((layer, plan));
+                }
                 _ => {}
             }
         }
-        Ok(Self { masked, moving, rng: Rng::new(seed).fork("moves") })
+        Ok(Self { masked, moving, learned, rng: Rng::new(seed).fork("moves") })
     }
 
     /// The layers under masks, with the phase after `step` steps.
@@ -61,6 +66,22 @@ impl Evolution {
     pub(super) fn mask(&self, params: &Params, step: u64, by: &Tensor) -> Result<(), TrainError> {
         for (layer, phase) in self.phases(step) {
             layer.mask(params, phase, by)?;
+        }
+        for (layer, _) in &self.learned {
+            layer.let_through(params, by)?;
+        }
+        Ok(())
+    }
+
+    /// The layers under learned masks.
+    pub(super) fn learned(&self) -> impl Iterator<Item = &Evolving> {
+        self.learned.iter().map(|(layer, _)| layer)
+    }
+
+    /// Chooses the learned masks that are due after `step` steps.
+    pub(super) fn choose_masks(&self, params: &Params, step: u64) -> Result<(), TrainError> {
+        for (layer, plan) in self.learned.iter().filter(|(_, plan)| plan.is_due(step)) {
+            layer.choose_mask(params, plan.density(step, target_density(layer)))?;
         }
         Ok(())
     }
@@ -81,6 +102,9 @@ impl Evolution {
     pub(super) fn edit_gradients(&self, params: &Params, step: u64, lr: f64) -> Result<(), TrainError> {
         for (layer, phase) in self.phases(step) {
             layer.edit_gradient(params, phase, lr)?;
+        }
+        for (layer, _) in &self.learned {
+            layer.learn(params)?;
         }
         Ok(())
     }
@@ -141,6 +165,14 @@ fn check_channels(config: &Value, plan: &MaskPlan) -> Result<(), StructureError>
             divisor,
             padded: channels,
         }),
+    }
+}
+
+/// The share of places that the structure of a layer keeps.
+fn target_density(layer: &Evolving) -> f64 {
+    match layer.structure().form() {
+        Form::Pattern(pattern) => pattern.nnz() as f64 / (pattern.grid().0 * pattern.grid().1) as f64,
+        _ => unreachable!("checked when the layer was built"),
     }
 }
 

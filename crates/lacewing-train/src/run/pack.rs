@@ -37,8 +37,10 @@ pub(super) fn pack(
 ) -> Result<Option<Packed>, TrainError> {
     let (mut structures, mut values) = (Vec::new(), HashMap::new());
     let mut buffers = buffers.to_vec();
-    for (layer, phase) in evolution.phases(step) {
-        let (structure, weights) = packed_layer(layer, phase, params, by)?;
+    let masked = evolution.phases(step).map(|(layer, phase)| (layer, packed_layer(layer, phase, params, by)));
+    let learned = evolution.learned().map(|layer| (layer, learned_layer(layer, params, by)));
+    for (layer, packed) in masked.chain(learned) {
+        let (structure, weights) = packed?;
         let named =
             |buffer: IndexBuffer| IndexBuffer { name: format!("{}.{}", layer.name, buffer.name), ..buffer };
         buffers.extend(structure.buffers().into_iter().map(named));
@@ -51,6 +53,7 @@ pub(super) fn pack(
     let config = config.without_schedules(&structures)?;
     let builder = ModelBuilder::restoring(params.device(), params.compute_dtype(), buffers);
     let built = config.build(builder.map_err(ModelError::from)?)?;
+    // What a learned mask is made of stays behind.
     for (id, info) in built.params.ids().zip(built.params.infos()) {
         match (values.get(&info.name), params.find(&info.name)) {
             (Some(values), _) => built.params.set(id, values)?,
@@ -60,6 +63,24 @@ pub(super) fn pack(
     }
     built.params.refresh_copy()?;
     Ok(Some(Packed { config, built }))
+}
+
+/// The structure of a layer under a learned mask as that is now, and its values.
+fn learned_layer(
+    layer: &Evolving,
+    params: &Params,
+    by: &Tensor,
+) -> Result<(Box<dyn Structure>, Vec<f32>), TrainError> {
+    let target = layer.structure();
+    let Form::Pattern(pattern) = target.form() else { unreachable!("checked when the layer was built") };
+    let counts = layer.learned_mask(params, by)?.expect("a learned mask");
+    let across = pattern.grid().1;
+    let places = counts.iter().enumerate().filter(|(_, counts)| **counts);
+    let positions = places.map(|(at, _)| ((at / across) as u32, (at % across) as u32)).collect();
+    let structure = target.with_positions(positions).expect("checked when the layer was built");
+    let Form::Pattern(pattern) = structure.form() else { unreachable!("the same structure") };
+    let kept = pattern.gather(&params.master(layer.weight).to_f32()?);
+    Ok((structure, kept))
 }
 
 /// A layer's structure in `phase`, and its values.

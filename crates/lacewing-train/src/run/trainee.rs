@@ -98,6 +98,7 @@ impl Trainee {
             average.update(&self.params, step + 1)?;
         }
         self.progress.step = step + 1;
+        self.evolution.choose_masks(&self.params, step + 1)?;
         self.evolution.mask(&self.params, step + 1, self.params.flat_master())
     }
 

@@ -67,7 +67,7 @@ fn lines_of(model: &str, layers: &[Evolving], horizon: Horizon) -> Result<Vec<Li
         // Moves keep the density, which may differ by rounding from layer to layer; masks go by n and m.
         let key = match layer.schedule {
             Schedule::Masks(_) => format!("{:?} {} {}", shape.1, shape.0["n"], shape.0["m"]),
-            Schedule::Moves(_) => format!("{shape:?}"),
+            _ => format!("{shape:?}"),
         };
         if let Some((_, line)) = lines.iter_mut().find(|(known, _)| *known == key) {
             line.layers.push(layer.name.clone());
@@ -104,6 +104,15 @@ fn points(layer: &Evolving, horizon: Horizon) -> Result<Vec<Point>, StructureErr
                 points.push(Point { step, what, density: phase.density(), fraction });
             }
         }
+        (Schedule::Learns(learns), Form::Pattern(pattern)) => {
+            let plan = learns.plan(horizon)?;
+            let target = pattern.nnz() as f64 / (pattern.grid().0 * pattern.grid().1) as f64;
+            for i in 0..=SAMPLES {
+                let step = i * horizon.total_steps / SAMPLES;
+                let density = plan.density(step, target);
+                points.push(Point { step, what: "scored".to_owned(), density, fraction: density });
+            }
+        }
         (Schedule::Moves(moves), _) => {
             let plan = moves.plan(horizon)?;
             let density = structure.density();
@@ -130,6 +139,7 @@ fn table(lines: &[Line], horizon: Horizon) -> String {
         let (masks, column) = match line.schedule {
             Schedule::Masks(_) => (true, "dropped count"),
             Schedule::Moves(_) => (false, "share that moves"),
+            Schedule::Learns(_) => (true, "share that counts"),
         };
         let others = match line.layers.len() - 1 {
             0 => String::new(),

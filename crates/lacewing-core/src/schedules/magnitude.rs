@@ -1,0 +1,13 @@
+//! Gradual magnitude pruning (Zhu & Gupta 2017): the mask of the largest weights or blocks, fewer and fewer.
+
+use super::{Schedule, ScheduleKind};
+use crate::LearnSchedule;
+use crate::learn_plan::{DENSE, EVERY, FINE_TUNE, Score};
+
+/// The row of the table.
+pub(super) static KIND: ScheduleKind = ScheduleKind {
+    name: "magnitude",
+    about: "the mask of the largest weights or blocks; the density falls along a cubic",
+    keys: &[DENSE, FINE_TUNE, EVERY],
+    build: |options| Ok(Schedule::Learns(LearnSchedule::read(options, Score::Magnitude)?)),
+};
