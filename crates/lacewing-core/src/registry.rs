@@ -19,7 +19,7 @@ pub struct StructureKind {
     /// Small instances, ragged ones among them, that every conformance test runs on.
     pub samples: fn() -> Vec<Box<dyn Structure>>,
     /// The config of the largest instance that stores at most `density · n_in · n_out` values, given `n_in`, `n_out` and
-    /// `density`; none when even the smallest stores more. Masks are by magnitude.
+    /// `density`; none when even the smallest stores more, or no dense matrix has a say in it. Masks are by magnitude.
     pub sized: fn(usize, usize, f64) -> Option<Value>,
 }
 

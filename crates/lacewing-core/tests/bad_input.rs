@@ -81,6 +81,14 @@ fn values_that_cannot_be_name_the_key_the_value_and_the_range() {
             json!({"structure": "unstructured", "mask": []}),
             "`unstructured` would keep none of its 4096 places at density 0",
         ),
+        (
+            json!({"structure": "unstructured", "mask": [[0, 0], [3, 64]]}),
+            "`unstructured`: place [3, 64] is outside the 64 by 64 grid",
+        ),
+        (
+            json!({"structure": "unstructured", "mask": [[7, 1], [0, 1], [7, 1]]}),
+            "`unstructured`: place [7, 1] is listed twice",
+        ),
     ] {
         assert_eq!(message(&config, 64, 64), expected, "{config}");
     }
@@ -108,6 +116,7 @@ fn a_hostile_checkpoint_cannot_make_us_build_what_it_does_not_hold() {
     let sparse = [empty("sparse.cols"), empty("sparse.row_starts")];
     for (config, buffers) in [
         (json!("unstructured"), &rows[..]),
+        (json!("small_world"), &rows),
         (json!({"structure": "block_sparse", "block": 1}), &rows),
         (json!({"structure": "flat_butterfly", "block": 1}), &rows),
         (json!({"structure": "pixelfly", "block": 1}), &sparse),

@@ -21,6 +21,9 @@ fn configs() -> impl Strategy<Value = Value> {
         (density.clone(), mask.clone()).prop_map(
             |(density, mask)| json!({"structure": "unstructured", "density": density, "mask": mask})
         ),
+        (density.clone(), prop_oneof![Just("centred"), Just("write_up")]).prop_map(
+            |(density, distance)| json!({"structure": "small_world", "density": density, "distance": distance})
+        ),
         (density, mask, block).prop_map(|(density, mask, (rows, cols))| json!({
             "structure": "block_sparse", "density": density, "mask": mask, "block": [rows, cols], "pad": true,
         })),

@@ -367,7 +367,10 @@ fn misfits_are_named() {
     let wrong = error(json!({"structure": "monarch", "schedule": "sr_ste"}));
     assert_eq!(wrong, "layer `layer` [16, 16]: the schedule `sr_ste` needs `nm`, the layer is `monarch`");
     let wrong = error(json!({"structure": "nm", "schedule": {"name": "rigl"}}));
-    assert!(wrong.contains("needs `unstructured` or `block_sparse`, the layer is `nm`"), "{wrong}");
+    assert!(
+        wrong.contains("needs `unstructured`, `small_world` or `block_sparse`, the layer is `nm`"),
+        "{wrong}"
+    );
     let wrong = error(json!({"structure": "nm", "schedule": "sr_set"}));
     assert_eq!(wrong, "rule `layer`: there is no schedule `sr_set`; did you mean `sr_ste`?");
 }

@@ -7,6 +7,7 @@ mod flat_butterfly;
 mod ninja_turtle;
 mod nm;
 mod random_tiles;
+mod small_world;
 mod stripe_butterfly;
 mod top_k_tiles;
 mod unstructured;
@@ -21,6 +22,7 @@ pub use nm::{Nm, keep_in_group};
 /// Every pattern.
 pub static TABLE: &[&StructureKind] = &[
     &unstructured::KIND,
+    &small_world::KIND,
     &nm::KIND,
     &block_sparse::KIND,
     &flat_butterfly::KIND,
