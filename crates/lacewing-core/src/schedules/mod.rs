@@ -127,7 +127,9 @@ impl Schedule {
             {
                 Ok(())
             }
-            (Self::Moves(_) | Self::Learns(_), _) => refused("`unstructured`, `small_world` or `block_sparse`"),
+            (Self::Moves(_) | Self::Learns(_), _) => {
+                refused("`unstructured`, `small_world` or `block_sparse`")
+            }
         }
     }
 }
