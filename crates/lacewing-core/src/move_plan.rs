@@ -92,16 +92,28 @@ pub struct MovePlan {
 pub(crate) const BEGIN: Key = Key::new("begin", "the first update", "0");
 pub(crate) const END: Key = Key::new("end", "no update after it", "0.75");
 pub(crate) const EVERY: Key = Key::new("every", "time from one update to the next", "\"100 steps\"");
-pub(crate) const FRACTION: Key =
-    Key::new("fraction", "share of the stored weights or blocks that move, 0 to 1", "0.3");
-pub(crate) const ANNEAL: Key =
-    Key::new("anneal", "how the share falls: cosine | constant | exponential", "\"cosine\"");
+pub(crate) const FRACTION: &str = "share of the stored weights or blocks that move, 0 to 1";
+pub(crate) const ANNEAL: &str = "how the share falls: cosine | constant | exponential";
 pub(crate) const POWER: Key = Key::new("power", "p of the exponential fall", "3");
 pub(crate) const VALUE: &str = "of new weights: zero | uniform | normal, as the layer's are spread";
 pub(crate) const SCALE: Key = Key::new("scale", "of new weights that are drawn", "0.1");
 pub(crate) const MOMENTS: Key =
     Key::new("moments", "of new weights: zero | keep: of the weight replaced | gradient", "\"zero\"");
 pub(crate) const MOMENT_SCALE: Key = Key::new("moment_scale", "of the gradient as a first moment", "1");
+
+/// The keys of schedules whose new weights start from zero and whose share that moves falls.
+pub(crate) static KEYS: &[Key] = &[
+    BEGIN,
+    END,
+    EVERY,
+    Key::new("fraction", FRACTION, "0.3"),
+    Key::new("anneal", ANNEAL, "\"cosine\""),
+    POWER,
+    Key::new("value", VALUE, "\"zero\""),
+    SCALE,
+    MOMENTS,
+    MOMENT_SCALE,
+];
 
 impl MoveSchedule {
     /// Reads the keys that all schedules of moves share.

@@ -3,7 +3,9 @@
 use super::{Schedule, ScheduleKind};
 use crate::MoveSchedule;
 use crate::config::Key;
-use crate::move_plan::{BEGIN, END, EVERY, Growth, MOMENT_SCALE, MOMENTS, POWER, SCALE, VALUE};
+use crate::move_plan::{
+    ANNEAL, BEGIN, END, EVERY, FRACTION, Growth, MOMENT_SCALE, MOMENTS, POWER, SCALE, VALUE,
+};
 
 /// The row of the table.
 pub(super) static KIND: ScheduleKind = ScheduleKind {
@@ -13,8 +15,8 @@ pub(super) static KIND: ScheduleKind = ScheduleKind {
         BEGIN,
         END,
         EVERY,
-        Key::new("fraction", "share of the blocks that move, 0 to 1", "0.1"),
-        Key::new("anneal", "how the share falls: cosine | constant | exponential", "\"constant\""),
+        Key::new("fraction", FRACTION, "0.1"),
+        Key::new("anneal", ANNEAL, "\"constant\""),
         POWER,
         Key::new("value", VALUE, "\"uniform\""),
         SCALE,

@@ -2,26 +2,12 @@
 
 use super::{Schedule, ScheduleKind};
 use crate::MoveSchedule;
-use crate::config::Key;
-use crate::move_plan::{
-    ANNEAL, BEGIN, END, EVERY, FRACTION, Growth, MOMENT_SCALE, MOMENTS, POWER, SCALE, VALUE,
-};
+use crate::move_plan::{Growth, KEYS};
 
 /// The row of the table.
 pub(super) static KIND: ScheduleKind = ScheduleKind {
     name: "rigl",
     about: "the smallest weights or blocks move to where the gradient is largest",
-    keys: &[
-        BEGIN,
-        END,
-        EVERY,
-        FRACTION,
-        ANNEAL,
-        POWER,
-        Key::new("value", VALUE, "\"zero\""),
-        SCALE,
-        MOMENTS,
-        MOMENT_SCALE,
-    ],
+    keys: KEYS,
     build: |options| Ok(Schedule::Moves(MoveSchedule::read(options, Growth::Gradient, true)?)),
 };
