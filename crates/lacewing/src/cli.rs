@@ -33,6 +33,10 @@ pub(crate) struct TrainArgs {
     /// A recipe's name or a YAML file (default: digits-vit), then settings such as `train.epochs=3`
     #[arg(value_name = "RECIPE] [KEY.PATH=VALUE")]
     pub(crate) recipe_and_settings: Vec<String>,
+    /// A YAML file of timm's train.py, or of its fork Progressive Gradient Flow, in place of a recipe; settings are those of
+    /// the recipe that it becomes
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    pub(crate) from_timm: Option<PathBuf>,
     /// Where the data lies (sets data.path)
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
@@ -192,11 +196,14 @@ pub(crate) struct BenchArgs {
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
     /// A model's name, a run's folder, a model.safetensors file, or a recipe
-    #[arg(value_name = "MODEL|CHECKPOINT|RECIPE")]
-    pub(crate) target: String,
+    #[arg(value_name = "MODEL|CHECKPOINT|RECIPE", required_unless_present = "from_timm")]
+    pub(crate) target: Option<String>,
     /// Settings: `mlp.structure=monarch` for a model, `model.mlp.structure=monarch` for a recipe
     #[arg(value_name = "KEY.PATH=VALUE")]
     pub(crate) settings: Vec<String>,
+    /// A YAML file of timm's train.py in place of a recipe: what each of its keys becomes, then the model
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from_timm: Option<PathBuf>,
     /// One JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,

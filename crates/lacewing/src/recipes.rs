@@ -32,6 +32,10 @@ pub const RECIPES: &[EmbeddedRecipe] = &[
         name: "mixer-b16-pixelfly",
         text: include_str!("../../../configs/mixer-b16-pixelfly.yaml"),
     },
+    EmbeddedRecipe {
+        name: "imagenet-vit-base-mdgf",
+        text: include_str!("../../../configs/imagenet-vit-base-mdgf.yaml"),
+    },
 ];
 
 /// The embedded recipe called `name`.

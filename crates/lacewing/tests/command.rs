@@ -301,3 +301,46 @@ fn ctrl_c_writes_a_checkpoint_and_exits_with_130() {
     assert_eq!(state["step"], last["step"], "the checkpoint is of the last step");
     assert!(!folder.path().join("run/summary.json").exists());
 }
+
+#[test]
+fn recipes_of_timm_are_shown_and_trained() {
+    let folder = temporary();
+    let text = "model: vit_digits\ncolor_jitter: null\npin_mem: true\nepochs: 2\nwarmup_epochs: 0\nbatch_size: 100\n\
+                sparsity_type: STRUCTURED_NM\ndecay_type: EXP\nn_sparsity: 1\nm_sparsity: 8\ndense_steps: 0.5\n";
+    fs::write(folder.path().join("timm.yaml"), text).expect("a folder to write to");
+    let info = stdout(folder.path(), &["info", "--from-timm", "timm.yaml", "model.depth=1"]);
+    for part in
+        ["m_sparsity", "model.mlp.m = 8", "warmup_lr (default)", "pin_mem", "blocks.0.mlp.fc1", "nm n=1 m=8"]
+    {
+        assert!(info.contains(part), "{part}: {info}");
+    }
+    assert!(!info.contains("blocks.1."), "{info}");
+    let schedule = ["info", "--from-timm", "timm.yaml", "--schedule", "--steps-per-epoch", "10"];
+    let schedule = stdout(folder.path(), &schedule);
+    assert!(schedule.contains("mask_decay") && schedule.contains("1:8"), "{schedule}");
+
+    let small = [
+        "data.name=digits",
+        "augment={}",
+        "model.dim=32",
+        "model.depth=1",
+        "train.max_steps=1",
+        "train.dtype=f32",
+        "--device",
+        "cpu",
+        "--out",
+        "run",
+    ];
+    let run = output(folder.path(), &[&["train", "--from-timm", "timm.yaml"][..], &small].concat());
+    let errors = String::from_utf8(run.stderr).expect("text");
+    assert!(run.status.success(), "{errors}");
+    assert!(errors.contains("model.mlp.structure = \"nm\""), "{errors}");
+    let config = fs::read_to_string(folder.path().join("run/config.yaml")).expect("a file");
+    assert!(config.contains("mask_decay"), "{config}");
+
+    let error = failure(folder.path(), &["train", "--from-timm", "timm.yaml", "digits-vit"], 1);
+    assert!(error.contains("digits-vit"), "{error}");
+    fs::write(folder.path().join("timm.yaml"), "epoch: 3").expect("a folder to write to");
+    let error = failure(folder.path(), &["train", "--from-timm", "timm.yaml"], 1);
+    assert!(error.contains("`epoch` = 3") && error.contains("`epochs`"), "{error}");
+}

@@ -4,9 +4,11 @@
 //! reported with its path. The settings of the model and of its structures belong to the model and are checked by it.
 
 mod read;
+mod timm;
 
 pub use crate::data::OnBadImage;
 pub use read::{Override, RecipeError, load, merge, parse, parse_value};
+pub use timm::{FromTimm, Mapped, TimmError, from_timm, load_timm};
 
 use crate::augment::AugmentConfig;
 use crate::loss::{self, LOSSES, Loss};

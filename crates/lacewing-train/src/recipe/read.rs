@@ -97,7 +97,7 @@ pub enum RecipeError {
     },
 }
 
-fn did_you_mean(nearest: &Option<String>) -> String {
+pub(super) fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|nearest| format!("; did you mean `{nearest}`?")).unwrap_or_default()
 }
 
@@ -114,7 +114,7 @@ impl RecipeError {
 }
 
 /// The name that takes the fewest edits, if at most half of the letters (at least two).
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     let most = (name.chars().count() / 2).max(2);
     let found =
         known.map(|known| (strsim::damerau_levenshtein(name, known), known)).min_by_key(|&(d, _)| d)?;
@@ -169,7 +169,8 @@ impl Override {
         self.path.last().is_some_and(|key| key == "structure")
     }
 
-    fn apply(&self, recipe: &mut Value) -> Result<(), RecipeError> {
+    /// Sets the value in `recipe`, making the maps on its way.
+    pub(super) fn apply(&self, recipe: &mut Value) -> Result<(), RecipeError> {
         let mut at = recipe;
         for (depth, key) in self.path.iter().enumerate() {
             let last = depth + 1 == self.path.len();
@@ -249,6 +250,11 @@ pub fn parse(origin: &str, text: &str, overrides: &[Override]) -> Result<Recipe,
     if !value.is_object() {
         return Err(RecipeError::NotAMap { origin: origin.to_owned(), got: short(&value) });
     }
+    resolve(value, overrides)
+}
+
+/// The recipe that the map `value` holds, with `overrides`.
+pub(super) fn resolve(mut value: Value, overrides: &[Override]) -> Result<Recipe, RecipeError> {
     let (structures, others): (Vec<_>, Vec<_>) = overrides.iter().partition(|o| o.names_structure());
     for change in structures.into_iter().chain(others) {
         change.apply(&mut value)?;
@@ -346,7 +352,7 @@ fn in_words(expected: &str) -> String {
 }
 
 /// A value as JSON, cut where it gets long.
-fn short(value: &Value) -> String {
+pub(super) fn short(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= 60 {
         return text;

@@ -2,13 +2,13 @@
 
 mod schedule;
 
-use super::{CommandResult, overrides, print};
+use super::{CommandResult, mapping, overrides, print};
 use crate::cli::InfoArgs;
 use lacewing::recipes;
 use lacewing_models::ModelConfig;
 use lacewing_nn::{LayerInfo, Summary};
 use lacewing_train::checkpoint::SavedModel;
-use lacewing_train::recipe::{Override, parse};
+use lacewing_train::recipe::{Override, load_timm, parse};
 use lacewing_train::report::{Align, Table, grouped};
 use lacewing_train::run::contenders;
 use serde_json::json;
@@ -16,15 +16,34 @@ use std::error::Error;
 use std::path::Path;
 
 pub(super) fn run(args: InfoArgs) -> CommandResult {
+    let svg = args.svg.as_deref();
+    if let Some(file) = &args.from_timm {
+        // What would be the model's name is a setting then.
+        let settings: Vec<String> = args.target.into_iter().chain(args.settings).collect();
+        let read = load_timm(file, &overrides(&settings)?)?;
+        if args.schedule {
+            return schedule::run(&read.recipe, args.steps_per_epoch, svg);
+        }
+        let config = contenders(&read.recipe)?.swap_remove(0).config;
+        if !args.json {
+            print(&format!("{}\n", mapping(&read.mapped)))?;
+        }
+        return show(&config, args.json);
+    }
+    let target = args.target.unwrap_or_default();
     if args.schedule {
-        return schedule::run(&args.target, &args.settings, args.steps_per_epoch, args.svg.as_deref());
+        let recipe = recipes::read(Some(&target), &overrides(&args.settings)?)?;
+        return schedule::run(&recipe, args.steps_per_epoch, svg);
     }
-    let config = find_model(&args.target, &args.settings)?;
+    show(&find_model(&target, &args.settings)?, args.json)
+}
+
+fn show(config: &ModelConfig, json: bool) -> CommandResult {
     let summary = config.summary()?;
-    if args.json {
-        return print(&format!("{:#}\n", as_json(&config, &summary)));
+    if json {
+        return print(&format!("{:#}\n", as_json(config, &summary)));
     }
-    print(&as_table(&config, &summary))
+    print(&as_table(config, &summary))
 }
 
 /// The config of the model that `target` names (a model, a run's folder, a model.safetensors file, or a recipe), with

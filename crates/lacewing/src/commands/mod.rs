@@ -8,7 +8,8 @@ mod list;
 mod train;
 
 use crate::cli::{Cli, Command};
-use lacewing_train::recipe::{Override, RecipeError};
+use lacewing_train::recipe::{Mapped, Override, RecipeError};
+use lacewing_train::report::{Align, Table};
 use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -39,4 +40,14 @@ fn print(text: &str) -> CommandResult {
 /// Reads `key.path=value` arguments.
 fn overrides(texts: &[String]) -> Result<Vec<Override>, RecipeError> {
     texts.iter().map(|text| text.parse()).collect()
+}
+
+/// What each key of a file of timm's became.
+fn mapping(rows: &[Mapped]) -> String {
+    let mut table = Table::new(&["timm", "value", "recipe"]).align(1, Align::Left).align(2, Align::Left);
+    for row in rows {
+        let key = if row.given { row.key.clone() } else { format!("{} (default)", row.key) };
+        table.push(vec![key, row.value.clone(), row.becomes.clone()]);
+    }
+    table.to_string()
 }

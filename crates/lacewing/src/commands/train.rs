@@ -1,12 +1,13 @@
 //! `lacewing train`.
 
-use super::{CommandResult, overrides, print};
+use super::{CommandResult, mapping, overrides, print};
 use crate::cli::TrainArgs;
 use crate::progress::Progress;
 use lacewing::recipes;
-use lacewing_train::recipe::{Override, Recipe, RecipeError, load};
+use lacewing_train::recipe::{Override, Recipe, RecipeError, load, load_timm};
 use lacewing_train::report::final_table;
 use lacewing_train::run::{Outcome, Start, config_file, train};
+use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,8 +34,8 @@ pub(super) fn run(args: TrainArgs) -> CommandResult {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The recipe, from its name or from the run to be continued.
-fn read(args: &TrainArgs) -> Result<(Recipe, Start), RecipeError> {
+/// The recipe, from its name, from a file of timm's or from the run to be continued.
+fn read(args: &TrainArgs) -> Result<(Recipe, Start), Box<dyn Error>> {
     let named = args.recipe_and_settings.first().filter(|text| !text.contains('='));
     let settings = &args.recipe_and_settings[usize::from(named.is_some())..];
     let mut changes = overrides(settings)?;
@@ -45,10 +46,19 @@ fn read(args: &TrainArgs) -> Result<(Recipe, Start), RecipeError> {
     changes.extend(args.init.as_deref().map(|path| Override::new("init", path_text(path))));
     let Some(folder) = &args.resume else {
         changes.extend(args.out.as_deref().map(|path| Override::new("out", path_text(path))));
+        if let Some(file) = &args.from_timm {
+            if let Some(name) = named {
+                return Err(RecipeError::Override { text: name.clone() }.into());
+            }
+            let read = load_timm(file, &changes)?;
+            // Standard output is the run's own.
+            eprintln!("{}", mapping(&read.mapped));
+            return Ok((read.recipe, Start::New));
+        }
         return Ok((recipes::read(named.map(String::as_str), &changes)?, Start::New));
     };
     if let Some(name) = named {
-        return Err(RecipeError::Override { text: name.clone() });
+        return Err(RecipeError::Override { text: name.clone() }.into());
     }
     // A run cut short by max_steps goes on to its end, unless told again where to stop.
     if changes.iter().all(|change| change.path() != "train.max_steps") {

@@ -2,30 +2,24 @@
 
 use crate::commands::CommandResult;
 use crate::commands::print;
-use lacewing::recipes;
 use lacewing_core::{Form, Growth, Horizon, MaskPhase, PatternKind, Schedule, StructureError};
 use lacewing_models::ModelError;
 use lacewing_nn::{Evolving, ModelBuilder};
+use lacewing_train::recipe::Recipe;
 use lacewing_train::report::{Align, Table, grouped};
 use lacewing_train::run::{contenders, horizon};
 use std::error::Error;
 use std::fmt::Write;
 use std::path::Path;
 
-/// Draws the schedules of the recipe `target`, with `settings` changed, for a run of its data or of `steps_per_epoch`.
-pub(super) fn run(
-    target: &str,
-    settings: &[String],
-    steps_per_epoch: Option<u64>,
-    svg: Option<&Path>,
-) -> CommandResult {
-    let recipe = recipes::read(Some(target), &super::overrides(settings)?)?;
+/// Draws the schedules of `recipe`, for a run of its data or of `steps_per_epoch`.
+pub(super) fn run(recipe: &Recipe, steps_per_epoch: Option<u64>, svg: Option<&Path>) -> CommandResult {
     let horizon = match steps_per_epoch {
         Some(steps) => Horizon { total_steps: recipe.train.epochs * steps, steps_per_epoch: steps },
-        None => horizon(&recipe)?,
+        None => horizon(recipe)?,
     };
     let mut lines = Vec::new();
-    for contender in contenders(&recipe)? {
+    for contender in contenders(recipe)? {
         let counted = contender.config.build(ModelBuilder::counting().map_err(ModelError::from)?)?;
         lines.extend(lines_of(&contender.label, &counted.evolving, horizon)?);
     }
