@@ -293,13 +293,13 @@ fn every_key_of_a_file_is_accounted_for() {
             .map(|row| row.key.as_str())
             .eq(["model", "aa", "pin_mem", "lr", "lr_base", "mixup"])
     );
-    assert_eq!(row("lr").becomes, "train.lr = 0.1");
-    assert!(row("model").becomes.contains("model.name = \"vit_tiny_patch16_224\""));
-    assert!(row("pin_mem").becomes.starts_with("nothing: "));
-    assert_eq!(row("lr_base").becomes, "nothing: lr is given");
+    assert_eq!(row("lr").becomes, ["train.lr = 0.1"]);
+    assert!(row("model").becomes.contains(&"model.name = \"vit_tiny_patch16_224\"".to_owned()));
+    assert!(row("pin_mem").becomes[0].starts_with("nothing: "));
+    assert_eq!(row("lr_base").becomes, ["nothing: lr is given"]);
     let default = row("epochs");
     assert_eq!(
-        (default.given, default.value.as_str(), default.becomes.as_str()),
+        (default.given, default.value.as_str(), default.becomes.concat().as_str()),
         (false, "300", "train.epochs = 300")
     );
 }

@@ -74,8 +74,8 @@ pub struct Mapped {
     pub key: String,
     /// Its value as JSON; for one that the file lacks, timm's default.
     pub value: String,
-    /// `path = value`, or why it changes nothing.
-    pub becomes: String,
+    /// Each `path = value`, or why it changes nothing.
+    pub becomes: Vec<String>,
     /// Whether the file has the key.
     pub given: bool,
 }
@@ -158,18 +158,15 @@ impl Draft {
     /// A row for each key of the file, then for each default that decided a setting by itself.
     fn account(&self, keys: &Keys) -> Vec<Mapped> {
         let row = |key: &'static str, value: &Value, given| {
-            let of: Vec<&str> = self
-                .settings
-                .iter()
-                .filter(|(from, _)| from.contains(&key))
-                .map(|(_, s)| s.as_str())
-                .collect();
-            let becomes = match KEYS.iter().find(|row| row.name == key).map(|row| &row.becomes) {
-                _ if !of.is_empty() => of.join(", "),
-                Some(Becomes::Nothing(why)) => format!("nothing: {why}"),
-                Some(Becomes::Part(unused)) => format!("nothing: {unused}"),
-                _ => "nothing: as it is here".to_owned(),
-            };
+            let of = self.settings.iter().filter(|(from, _)| from.contains(&key));
+            let mut becomes: Vec<String> = of.map(|(_, setting)| setting.clone()).collect();
+            if becomes.is_empty() {
+                becomes.push(match KEYS.iter().find(|row| row.name == key).map(|row| &row.becomes) {
+                    Some(Becomes::Nothing(why)) => format!("nothing: {why}"),
+                    Some(Becomes::Part(unused)) => format!("nothing: {unused}"),
+                    _ => "nothing: as it is here".to_owned(),
+                });
+            }
             Mapped { key: key.to_owned(), value: short(value), becomes, given }
         };
         let known = |key: &String| KEYS.iter().map(|row| row.name).find(|name| name == key);

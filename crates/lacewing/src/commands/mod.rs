@@ -47,7 +47,12 @@ fn mapping(rows: &[Mapped]) -> String {
     let mut table = Table::new(&["timm", "value", "recipe"]).align(1, Align::Left).align(2, Align::Left);
     for row in rows {
         let key = if row.given { row.key.clone() } else { format!("{} (default)", row.key) };
-        table.push(vec![key, row.value.clone(), row.becomes.clone()]);
+        // A setting a row: some keys become many.
+        let mut first = Some((key, row.value.clone()));
+        for setting in &row.becomes {
+            let (key, value) = first.take().unwrap_or_default();
+            table.push(vec![key, value, setting.clone()]);
+        }
     }
     table.to_string()
 }

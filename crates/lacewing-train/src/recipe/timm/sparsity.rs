@@ -97,7 +97,7 @@ fn put(
     if n == 0 || n > m {
         return Err(keys.wrong(n_key, format!("1 to {m_key} = {m}")));
     }
-    draft.set(&["sparsity_type"], &format!("{at}.structure"), "nm");
+    draft.set(&["sparsity_type", "sparsity_loc"], &format!("{at}.structure"), "nm");
     draft.set(&[n_key], &format!("{at}.n"), n);
     draft.set(&[m_key], &format!("{at}.m"), m);
     if keys.choice("sparse_dim", &[("ROW", false), ("COL", true)])? {
