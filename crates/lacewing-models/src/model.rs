@@ -35,7 +35,7 @@ pub struct BuiltModel {
     pub summary: Summary,
     /// Index buffers under their dotted names, for checkpoints.
     pub buffers: Vec<IndexBuffer>,
-    /// The layers whose structure changes in training.
+    /// The layers whose structure changes in training; see [`lacewing_nn::Built::evolving`].
     pub evolving: Vec<Evolving>,
 }
 

@@ -81,7 +81,9 @@ pub struct Built {
     pub summary: Summary,
     /// Index buffers under their dotted names; with the config they define every structure. For checkpoints.
     pub buffers: Vec<IndexBuffer>,
-    /// The layers whose structure changes in training. Those under masks have their final one, until told otherwise.
+    /// The layers whose structure changes in training. What a layer that stores all its weights multiplies by is made by
+    /// [`Evolving::mask`] and [`Evolving::let_through`]: with the final mask at first, and then whenever whoever trains calls
+    /// them, which is to be after each step.
     pub evolving: Vec<Evolving>,
 }
 
