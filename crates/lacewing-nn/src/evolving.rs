@@ -147,7 +147,13 @@ impl Evolving {
         };
         let scores: Vec<f64> = match schedule.score {
             Score::Movement => params.master(learned.scores).to_f32()?.into_iter().map(f64::from).collect(),
-            Score::Magnitude => self.norms(&params.master(self.weight).to_f32()?),
+            Score::Magnitude => {
+                let structure = self.structure();
+                let pattern = pattern_of(&*structure);
+                let mut norms = vec![0.0; pattern.grid().0 * pattern.grid().1];
+                block_norms(pattern, &params.master(self.weight).to_f32()?, &mut norms);
+                norms
+            }
         };
         let counts = choose_places(&scores, density);
         let mask: Vec<f32> = counts.into_iter().map(|counts| if counts { 1.0 } else { 0.0 }).collect();
@@ -178,26 +184,7 @@ impl Evolving {
 
     /// Rows and columns of a block of the structure.
     fn block(&self) -> (usize, usize) {
-        match self.structure().form() {
-            Form::Pattern(pattern) => pattern.block,
-            _ => unreachable!("checked when the layer was built"),
-        }
-    }
-
-    /// The norm of each block of the dense `weight`.
-    fn norms(&self, weight: &[f32]) -> Vec<f64> {
-        let structure = self.structure();
-        let Form::Pattern(pattern) = structure.form() else {
-            unreachable!("checked when the layer was built")
-        };
-        let ((rows, cols), across) = (pattern.block, pattern.grid().1);
-        let mut sums = vec![0.0; pattern.grid().0 * across];
-        for (row, line) in weight.chunks_exact(pattern.n_in).enumerate() {
-            for (sum, block) in sums[row / rows * across..].iter_mut().zip(line.chunks(cols)) {
-                *sum += block.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>();
-            }
-        }
-        sums.into_iter().map(f64::sqrt).collect()
+        pattern_of(&*self.structure()).block
     }
 
     /// Makes the gradient of the effective weights that of the stored ones, by the schedule's policy; before clipping.
@@ -236,8 +223,8 @@ impl Evolving {
 
     /// The groups of a phase, and what dropped weights count.
     fn groups(&self, phase: MaskPhase) -> (NmGroups, f32) {
-        let axis = match self.structure().form() {
-            Form::Pattern(Pattern { kind: PatternKind::Nm { axis, .. }, .. }) => *axis,
+        let axis = match pattern_of(&*self.structure()).kind {
+            PatternKind::Nm { axis, .. } => axis,
             _ => Axis::Row,
         };
         match phase {
@@ -266,9 +253,7 @@ impl Evolving {
     pub fn choose(&self, params: &Params, fraction: f64, rng: &mut Rng) -> Result<Move, EngineError> {
         let (moves, watch) = self.moving();
         let structure = self.structure();
-        let Form::Pattern(pattern) = structure.form() else {
-            unreachable!("checked when the layer was built")
-        };
+        let pattern = pattern_of(&*structure);
         let count = (fraction * pattern.nnz() as f64) as usize;
         let values = params.master(self.weight).to_f32()?;
         if moves.growth == lacewing_core::Growth::Random {
@@ -304,9 +289,7 @@ impl Evolving {
     ) -> Result<(), EngineError> {
         let (moves, watch) = self.moving();
         let structure = self.structure();
-        let Form::Pattern(pattern) = structure.form() else {
-            unreachable!("checked when the layer was built")
-        };
+        let pattern = pattern_of(&*structure);
         let per_block = pattern.block.0 * pattern.block.1;
         let values = params.master(self.weight).to_f32()?;
         let n_new = moved.from.iter().filter(|from| from.is_none()).count() * per_block;
@@ -390,28 +373,41 @@ fn score(
     rows: Range<usize>,
     to: &mut [f64],
 ) -> Result<(), EngineError> {
-    let (block_rows, block_cols) = pattern.block;
-    let cols = pattern.grid().1;
+    let (block_rows, cols) = (pattern.block.0, pattern.grid().1);
     let step = (FETCHED / (block_rows * pattern.n_in)).max(1);
     for start in rows.clone().step_by(step) {
         let end = (start + step).min(rows.end);
         let elements = start * block_rows..(end * block_rows).min(pattern.n_out);
         let fetched = gradient.rows(elements)?;
         let to = &mut to[(start - rows.start) * cols..(end - rows.start) * cols];
-        if pattern.block == (1, 1) {
-            to.iter_mut().zip(&fetched).for_each(|(to, g)| *to = f64::from(g.abs()));
-            continue;
-        }
-        to.fill(0.0);
-        for (row, line) in fetched.chunks_exact(pattern.n_in).enumerate() {
-            let to = &mut to[row / block_rows * cols..][..cols];
-            for (to, block) in to.iter_mut().zip(line.chunks(block_cols)) {
-                *to += block.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
-            }
-        }
-        to.iter_mut().for_each(|to| *to = to.sqrt());
+        block_norms(pattern, &fetched, to);
     }
     Ok(())
+}
+
+/// The norms of the blocks of whole rows of the grid, `to [rows, grid columns]`, whose elements are the lines
+/// `values [.., n_in]`.
+fn block_norms(pattern: &Pattern, values: &[f32], to: &mut [f64]) {
+    let ((rows, cols), across) = (pattern.block, pattern.grid().1);
+    if pattern.block == (1, 1) {
+        return to.iter_mut().zip(values).for_each(|(to, v)| *to = f64::from(v.abs()));
+    }
+    to.fill(0.0);
+    for (row, line) in values.chunks_exact(pattern.n_in).enumerate() {
+        let to = &mut to[row / rows * across..][..across];
+        for (to, block) in to.iter_mut().zip(line.chunks(cols)) {
+            *to += block.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
+        }
+    }
+    to.iter_mut().for_each(|to| *to = to.sqrt());
+}
+
+/// The pattern of a structure that has a schedule.
+fn pattern_of(structure: &dyn Structure) -> &Pattern {
+    match structure.form() {
+        Form::Pattern(pattern) => pattern,
+        _ => unreachable!("checked when the layer was built"),
+    }
 }
 
 /// The gradient at the new places, times `scale`, in their order.

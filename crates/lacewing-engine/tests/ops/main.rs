@@ -4,6 +4,10 @@
 //!
 //! `LACEWING_TEST_CUDA=1` adds the GPU, in f32 and bf16; a GPU that cannot be had is then a failure.
 
+mod convolutions;
+mod losses;
+mod optimizers;
+
 use lacewing_engine::ops::{self, Activation, BlockIndex, RunningStats, Target, Window};
 use lacewing_engine::optim::{AdamW, AdamWConfig, Ema, Optimizer, Sgd, SgdConfig};
 use lacewing_engine::{Cx, DType, Device, Params, ParamsBuilder, Result, StepRng, Tensor, Var};
@@ -11,7 +15,7 @@ use lacewing_testkit::{gamma, uniform};
 use safetensors::SafeTensors;
 use std::sync::{Arc, LazyLock};
 
-static BYTES: &[u8] = include_bytes!("fixtures/ops.safetensors");
+static BYTES: &[u8] = include_bytes!("../fixtures/ops.safetensors");
 static FIXTURES: LazyLock<SafeTensors<'static>> = LazyLock::new(|| SafeTensors::deserialize(BYTES).unwrap());
 
 fn shape(key: &str) -> Vec<usize> {
@@ -165,97 +169,6 @@ fn norms_meet_the_oracle() {
     });
 }
 
-fn running(place: &Place, case: &str) -> RunningStats {
-    let [mean, var] = ["mean", "var"].map(|which| place.tensor(&format!("{case}/running_{which}")));
-    RunningStats { mean, var }
-}
-
-#[test]
-fn batch_norms_meet_the_oracle() {
-    for case in ["batch_norm", "batch_norm_wide"] {
-        check(case, &["x", "g", "b"], |place, cx, v| {
-            ops::batch_norm(cx, &v[0], &v[1], &v[2], &running(place, case), 0.1, 1e-5)
-        });
-        for place in places() {
-            let x = ops::cast(&place.tensor(&format!("{case}/in/x")), place.dtype).unwrap();
-            let one = |value| {
-                let values = vec![value; *x.shape().last().unwrap()];
-                Tensor::from_f32(&place.device(), &values, &[values.len()]).unwrap()
-            };
-            let norm = |cx: &Cx, running: &RunningStats| {
-                let [x, gamma, beta] = [x.clone(), one(1.0), one(0.0)].map(|value| cx.leaf(value));
-                ops::batch_norm(cx, &x, &gamma, &beta, running, 0.1, 1e-5).unwrap()
-            };
-            let running = running(&place, case);
-            let y = norm(&Cx::evaluation(place.params.clone()), &running);
-            compare(&format!("{case}_eval"), "", &place, y.value());
-            let cx = Cx::training(place.params.clone(), StepRng::new(0, 0));
-            let y = norm(&cx, &running);
-            cx.backward(&y, y.value().clone()).unwrap();
-            compare(&format!("{case}_mean"), "", &place, &running.mean);
-            compare(&format!("{case}_var"), "", &place, &running.var);
-        }
-    }
-}
-
-#[test]
-fn running_statistics_move_once_a_step_and_at_its_end() {
-    for place in places() {
-        let mut runs = Vec::new();
-        for recompute in [false, true] {
-            let stats = running(&place, "batch_norm_wide");
-            let cx = Cx::training(place.params.clone(), StepRng::new(0, 0));
-            let leaf = |key: &str, dtype| {
-                let tensor = place.tensor(&format!("batch_norm_wide/in/{key}"));
-                cx.leaf(ops::cast(&tensor, dtype).unwrap())
-            };
-            let inputs = [leaf("x", place.dtype), leaf("g", DType::F32), leaf("b", DType::F32)];
-            let own = stats.clone();
-            let block = move |cx: &Cx, v: &[Var]| {
-                let y = ops::batch_norm(cx, &v[0], &v[1], &v[2], &own, 0.1, 1e-5)?;
-                // Nested, as a model could have it.
-                let (own, affine) = (own.clone(), [v[1].clone(), v[2].clone()]);
-                cx.recompute(&[&y, &affine[0], &affine[1]], move |cx, v| {
-                    ops::batch_norm(cx, &v[0], &v[1], &v[2], &own, 0.5, 1e-5)
-                })
-            };
-            let before = stats.mean.to_f32().unwrap();
-            let y = if recompute {
-                cx.recompute(&inputs.each_ref(), block).unwrap()
-            } else {
-                block(&cx, &inputs).unwrap()
-            };
-            assert_eq!(stats.mean.to_f32().unwrap(), before, "not during the forward pass");
-            let dy = ops::cast(&place.tensor("batch_norm_wide/dy"), place.dtype).unwrap();
-            let mut gradients = cx.backward(&y, dy).unwrap();
-            let mut all = vec![y.value().to_f32().unwrap()];
-            all.extend(inputs.iter().map(|var| gradients.take(var).unwrap().to_f32().unwrap()));
-            all.extend([&stats.mean, &stats.var].map(|stats| stats.to_f32().unwrap()));
-            assert_ne!(all[4], before);
-            runs.push(all);
-        }
-        assert_eq!(runs[0], runs[1], "{}", place.name());
-    }
-}
-
-#[test]
-fn max_pools_meet_the_oracle() {
-    for (case, size, stride, padding) in
-        [("max_pool", 3, 2, 1), ("max_pool_ties", 3, 2, 1), ("max_pool_ragged", 2, 3, 0)]
-    {
-        let window = Window { kernel: (size, size), stride, padding };
-        check(case, &["x"], |_, cx, v| ops::max_pool(cx, &v[0], window));
-    }
-    for place in places() {
-        let cx = Cx::training(place.params.clone(), StepRng::new(0, 0));
-        let x = Tensor::from_f32(&place.device(), &[1.0, f32::NAN, 2.0, -1.0], &[1, 4, 1, 1]).unwrap();
-        let x = cx.leaf(ops::cast(&x, place.dtype).unwrap());
-        let y = ops::max_pool(&cx, &x, Window { kernel: (2, 1), stride: 2, padding: 0 }).unwrap();
-        let values = y.value().to_f32().unwrap();
-        assert!(values[0].is_nan() && values[1] == 2.0, "{values:?}, {}", place.name());
-    }
-}
-
 #[test]
 fn elementwise_ops_meet_the_oracle() {
     check("residual", &["x", "r"], |place, cx, v| {
@@ -384,87 +297,6 @@ fn a_block_sparse_product_sees_what_was_written_to_its_values() {
     assert_ne!(product(&shared, &values[0]), product(&shared, &values[1]));
 }
 
-/// Labels, logits and soft targets of the losses' fixtures at `place`.
-fn loss_inputs(place: &Place) -> (Tensor, Tensor, Tensor) {
-    let labels = FIXTURES.tensor("loss/labels").unwrap();
-    let labels = labels.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()));
-    let labels = Tensor::from_u32(&place.device(), &labels.collect::<Vec<_>>(), &[6]).unwrap();
-    let logits = ops::cast(&place.tensor("loss/logits"), place.dtype).unwrap();
-    (labels, logits, place.tensor("loss/soft"))
-}
-
-/// Loss and gradient, scaled by `1 / rows`, against those of the fixture `name`.
-#[track_caller]
-fn compare_loss(place: &Place, name: &str, (loss, dlogits): (Tensor, Tensor)) {
-    // Ten terms, an exponential of a few ulp each; what is stored in bf16 is rounded once.
-    let relative = 32.0 * f32::EPSILON;
-    let stored = if place.dtype == DType::Bf16 { 1.0 / 256.0 } else { 0.0 };
-    for (what, got, slack) in [("loss", loss, relative), ("dlogits", dlogits, relative + stored)] {
-        let want = f32s(&format!("{name}/{what}"));
-        let largest = want.iter().fold(1f32 / 6.0, |m, v| m.max(v.abs()));
-        for (got, want) in got.to_f32().unwrap().iter().zip(&want) {
-            let error = (got - want).abs();
-            assert!(error <= slack * largest, "{name} {what}: {got}, expected {want}, {}", place.name());
-        }
-    }
-}
-
-#[test]
-fn the_loss_and_its_gradient_meet_the_oracle() {
-    for place in places() {
-        let (labels, logits, soft) = loss_inputs(&place);
-        let labels = &labels;
-        for (name, target) in [
-            ("loss_plain", Target::Classes { labels, smoothing: 0.0 }),
-            ("loss_smooth", Target::Classes { labels, smoothing: 0.1 }),
-            ("loss_soft", Target::Soft(&soft)),
-        ] {
-            let got = ops::softmax_cross_entropy(&logits, target, 1.0 / 6.0).unwrap();
-            compare_loss(&place, name, got);
-        }
-        let logits = Tensor::from_f32(&place.device(), &[1.0, 3.0, 3.0, 0.0], &[1, 4]).unwrap();
-        let ranks = |label: u32| {
-            let label = Tensor::from_u32(&place.device(), &[label], &[1]).unwrap();
-            ops::ranks(&logits, &label).unwrap().to_u32().unwrap()[0]
-        };
-        assert_eq!([0, 1, 2, 3].map(ranks), [2, 0, 1, 3], "ties go to the lower index, {}", place.name());
-    }
-}
-
-#[test]
-fn the_binary_loss_and_its_gradient_meet_the_oracle() {
-    for place in places() {
-        let (labels, logits, soft) = loss_inputs(&place);
-        let labels = &labels;
-        for (name, target, threshold) in [
-            ("binary_plain", Target::Classes { labels, smoothing: 0.0 }, None),
-            ("binary_smooth", Target::Classes { labels, smoothing: 0.1 }, None),
-            ("binary_smooth_threshold", Target::Classes { labels, smoothing: 0.1 }, Some(0.5)),
-            ("binary_soft", Target::Soft(&soft), None),
-            ("binary_soft_threshold", Target::Soft(&soft), Some(0.1)),
-        ] {
-            let got = ops::binary_cross_entropy(&logits, target, threshold, 1.0 / 6.0).unwrap();
-            compare_loss(&place, name, got);
-        }
-        // So many classes that a block of several warps takes a row, and not a multiple of eight; a label that is none.
-        let classes = 1003;
-        let values: Vec<f32> = uniform(1, 2 * classes).iter().map(|x| (x * 16.0).round()).collect();
-        let logits = Tensor::from_f32(&place.device(), &values, &[2, classes]).unwrap();
-        let logits = ops::cast(&logits, place.dtype).unwrap();
-        let labels = Tensor::from_u32(&place.device(), &[1002, 1003], &[2]).unwrap();
-        let target = Target::Classes { labels: &labels, smoothing: 0.0 };
-        let (loss, _) = ops::binary_cross_entropy(&logits, target, None, 1.0).unwrap();
-        let loss = loss.to_f32().unwrap();
-        let terms = values[..classes].iter().enumerate().map(|(c, &x)| {
-            let x = f64::from(x) * if c == 1002 { -1.0 } else { 1.0 };
-            x.exp().ln_1p()
-        });
-        let want = terms.sum::<f64>() / classes as f64;
-        assert!((f64::from(loss[0]) - want).abs() <= gamma(classes) * want, "{} {want}", loss[0]);
-        assert!(loss[1].is_nan(), "{}", place.name());
-    }
-}
-
 #[test]
 fn patches_are_those_of_unfold() {
     for place in places() {
@@ -473,95 +305,6 @@ fn patches_are_those_of_unfold() {
         assert_eq!(got.shape(), shape("patchify/y"));
         assert_eq!(got.value().to_f32().unwrap(), f32s("patchify/y"), "{}", place.name());
     }
-}
-
-#[test]
-fn an_average_has_a_constant_decay_or_a_warmed_up_one() {
-    for place in places() {
-        let mut builder = ParamsBuilder::new(place.device(), place.dtype).unwrap();
-        builder.add("w", &[64], true, vec![0.0; 64]).unwrap();
-        let params = builder.build().unwrap();
-        let (decay, steps) = (0.9f32, 5);
-        let values: Vec<Vec<f32>> = (0..=steps).map(|t| uniform(t, 64)).collect();
-        for warmup in [false, true] {
-            params.flat_master().set_f32(&values[0]).unwrap();
-            let mut average = Ema::new(&params, decay, warmup).unwrap();
-            let mut want: Vec<f64> = values[0].iter().map(|x| f64::from(*x)).collect();
-            for t in 1..=steps {
-                params.flat_master().set_f32(&values[t as usize]).unwrap();
-                average.update(&params, t).unwrap();
-                let warm = (1.0 + t as f64) / (10.0 + t as f64);
-                let d = if warmup { f64::from(decay).min(warm) } else { f64::from(decay) };
-                for (w, x) in want.iter_mut().zip(&values[t as usize]) {
-                    *w = d * *w + (1.0 - d) * f64::from(*x);
-                }
-            }
-            // Five steps of a few roundings each, of numbers up to 1.
-            let bound = gamma(5 * 8);
-            for (got, want) in average.flat().to_f32().unwrap().iter().zip(&want) {
-                let what = format!("warm-up {warmup}, {}", place.name());
-                assert!((f64::from(*got) - want).abs() <= bound, "{got}, expected {want}, {what}");
-            }
-        }
-    }
-}
-
-#[test]
-fn optimizers_follow_pytorch() {
-    type Make = fn(&Params) -> Box<dyn Optimizer>;
-    let cases: [(&str, f32, Option<f32>, Make); 4] = [
-        ("adamw", 0.01, None, |p| {
-            let config = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
-            Box::new(AdamW::new(p, config).unwrap())
-        }),
-        ("adamw_clip", 0.01, Some(1.0), |p| {
-            let config = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
-            Box::new(AdamW::new(p, config).unwrap())
-        }),
-        ("sgd", 0.1, None, |p| {
-            let config = SgdConfig { momentum: 0.9, nesterov: false, weight_decay: 0.1 };
-            Box::new(Sgd::new(p, config).unwrap())
-        }),
-        ("sgd_nesterov", 0.1, None, |p| {
-            let config = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 0.1 };
-            Box::new(Sgd::new(p, config).unwrap())
-        }),
-    ];
-    let (start, grads) = (f32s("optimizer/start"), f32s("optimizer/grads"));
-    for (name, lr, clip, make) in cases {
-        for place in places() {
-            let mut builder = ParamsBuilder::new(place.device(), place.dtype).unwrap();
-            let decayed = builder.add("a", &[24], true, start[..24].to_vec()).unwrap();
-            let plain = builder.add("b", &[16], false, start[24..].to_vec()).unwrap();
-            let params = builder.build().unwrap();
-            let mut optimizer = make(&params);
-            for g in grads.chunks_exact(40) {
-                params.gradient(decayed).unwrap().set_f32(&g[..24]).unwrap();
-                params.gradient(plain).unwrap().set_f32(&g[24..]).unwrap();
-                optimizer.step(&params, lr, clip).unwrap();
-                assert!(params.flat_gradient().unwrap().to_f32().unwrap().iter().all(|&g| g == 0.0));
-            }
-            let got: Vec<f32> =
-                [decayed, plain].iter().flat_map(|&id| params.master(id).to_f32().unwrap()).collect();
-            // Five steps of about ten f32 operations each, on values no larger than 4.
-            let bound = 50.0 * 4.0 * f32::EPSILON;
-            for (got, want) in got.iter().zip(f32s(&format!("{name}/end"))) {
-                assert!((got - want).abs() <= bound, "{name}: {got}, expected {want}, {}", place.name());
-            }
-            if place.dtype == DType::Bf16 {
-                let rounded: Vec<f32> = got.iter().map(|&v| half_round(v)).collect();
-                let copy: Vec<f32> =
-                    [decayed, plain].iter().flat_map(|&id| params.compute(id).to_f32().unwrap()).collect();
-                assert_eq!(copy, rounded, "{name}: the copy is the master, rounded");
-            }
-        }
-    }
-}
-
-/// Rounds to bf16, to nearest even.
-fn half_round(v: f32) -> f32 {
-    let bits = v.to_bits();
-    f32::from_bits((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000)
 }
 
 #[test]
