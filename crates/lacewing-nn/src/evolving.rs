@@ -83,6 +83,11 @@ impl Evolving {
         self.running.structure()
     }
 
+    /// The kernel that a rule asks for by name; under masks it is that of the packed structure.
+    pub fn kernel(&self) -> Option<&str> {
+        self.running.forced()
+    }
+
     /// The index buffers as they are now, under the dotted names of a checkpoint; none under masks, which follow from the
     /// weights and the step.
     pub fn buffers(&self) -> Vec<IndexBuffer> {

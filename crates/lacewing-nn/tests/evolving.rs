@@ -371,6 +371,13 @@ fn misfits_are_named() {
         wrong.contains("needs `unstructured`, `small_world` or `block_sparse`, the layer is `nm`"),
         "{wrong}"
     );
+    // A kernel is that of the structure, under masks too.
+    let wrong = error(json!({"structure": "nm", "schedule": "sr_ste", "kernel": "dense"}));
+    assert!(wrong.contains("kernel `dense` does not take `nm` [16, 16]"), "{wrong}");
+    let options = LinearOptions::default();
+    let asked = json!({"structure": "nm", "schedule": "sr_ste", "kernel": "scatter_dense"});
+    let (_, built) = try_layer(&Device::Cpu, &asked, 16, 16, options).unwrap();
+    assert_eq!(built.evolving[0].kernel(), Some("scatter_dense"));
     let wrong = error(json!({"structure": "nm", "schedule": "sr_set"}));
     assert_eq!(wrong, "rule `layer`: there is no schedule `sr_set`; did you mean `sr_ste`?");
 }

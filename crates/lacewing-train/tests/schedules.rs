@@ -49,7 +49,7 @@ fn what_is_written_is_packed_and_classifies_as_what_was_trained() {
     ] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let out = folder.path().join("run");
-        let fc1 = format!("{{structure: nm, n: 1, m: 8, schedule: {schedule}}}");
+        let fc1 = format!("{{structure: nm, n: 1, m: 8, schedule: {schedule}, kernel: scatter_dense}}");
         let fc2 = format!("{{structure: nm, n: 2, m: 4, axis: col, schedule: {schedule}}}");
         let mut changes = vec![("model.fc1", fc1.as_str()), ("model.fc2", &fc2)];
         changes.extend(steps.map(|steps| ("train.max_steps", steps)));
@@ -59,6 +59,11 @@ fn what_is_written_is_packed_and_classifies_as_what_was_trained() {
         assert_eq!(accuracy_of_file(&recipe, &out), finished.rows[0].accuracy, "{schedule}");
 
         let saved = SavedModel::read(&out.join(MODEL_FILE)).expect("written by the run");
+        // A kernel asked for by name runs the packed layer.
+        let built = rebuild(&saved, &Device::Cpu, ComputeType::F32).expect("it fits this program");
+        let kernels = built.summary.layers.iter().filter(|layer| layer.name == "blocks.0.mlp.fc1");
+        let wanted = if structures[0] == "dense" { "dense" } else { "scatter_dense" };
+        assert!(kernels.map(|layer| layer.kernel.as_str()).eq([wanted]), "{schedule}");
         let buffers = saved.buffers().expect("indices");
         for ((layer, n_in, n_out), wanted) in
             [("blocks.0.mlp.fc1", 32, 64), ("blocks.0.mlp.fc2", 64, 32)].into_iter().zip(structures)

@@ -210,6 +210,11 @@ impl Running {
         self.now().structure
     }
 
+    /// The kernel asked for by name.
+    pub(crate) fn forced(&self) -> Option<&str> {
+        self.forced.as_deref()
+    }
+
     /// Goes on with another structure, whose parameters have the same shapes.
     pub(crate) fn replace(&self, structure: Box<dyn Structure>) -> Result<(), EngineError> {
         let device = kind_of(&self.device);
@@ -262,13 +267,15 @@ impl Linear {
         let stores_all = schedule.is_some_and(Schedule::stores_all);
         let run: &dyn Structure = if stores_all { &dense } else { structure.as_ref() };
         let device = kind_of(scope.device());
-        let problem = Problem { structure: run, dtype: scope.compute(), device, forced };
+        let problem = Problem { structure: structure.as_ref(), dtype: scope.compute(), device, forced };
         if let Some(kernel) = forced
             && !problem.heeds()
         {
-            return Err(refusal(scope.path(), kernel, run));
+            return Err(refusal(scope.path(), kernel, structure.as_ref()));
         }
-        let product = problem.prepare(scope.device())?;
+        // The kernel asked for is that of the structure, which masks come to only when they are packed.
+        let forced_now = if stores_all { None } else { forced };
+        let product = Problem { structure: run, forced: forced_now, ..problem }.prepare(scope.device())?;
         let weights = scope.parameters(&run.params(), |rng| run.init(options.init, rng))?;
         let bias = if options.bias {
             let reached = run.takes_model_init() || options.init == Init::Zeros;

@@ -44,7 +44,11 @@ pub(super) fn pack(
         let named =
             |buffer: IndexBuffer| IndexBuffer { name: format!("{}.{}", layer.name, buffer.name), ..buffer };
         buffers.extend(structure.buffers().into_iter().map(named));
-        structures.push((layer.name.clone(), structure.config()));
+        let mut config = structure.config();
+        if let (Some(kernel), Form::Pattern(_)) = (layer.kernel(), structure.form()) {
+            config["kernel"] = json!(kernel);
+        }
+        structures.push((layer.name.clone(), config));
         values.insert(format!("{}.weight", layer.name), weights);
     }
     if structures.is_empty() {
