@@ -101,6 +101,14 @@ pub enum CudaError {
         /// Its status.
         status: String,
     },
+    /// NCCL refuses a call.
+    #[error("NCCL: {call} answered {status}")]
+    Nccl {
+        /// Function of the library.
+        call: &'static str,
+        /// Its status, in its words.
+        status: String,
+    },
     /// cuBLASLt has no deterministic algorithm for this product.
     #[error("cuBLASLt has no algorithm for {problem:?}")]
     NoAlgorithm {

@@ -11,6 +11,7 @@
 //! | [`matmul`] | dense products by cuBLASLt, the algorithm timed once and kept |
 //! | [`Finish`] | bias and activation at the end of a product |
 //! | [`dsd`] | dense = sparse x dense: the table of block-sparse kernels |
+//! | [`Communicator`] | sums over the GPUs of several processes, by NCCL |
 //! | [`monarch`] | both factors of a Monarch map in one launch, on Hopper |
 //!
 //! | environment | meaning |
@@ -34,7 +35,9 @@ pub mod matmul;
 pub mod monarch;
 mod source;
 
-pub use device::{Arg, Buffer, Device, Function, Graph, Properties, Region, TensorMap};
+pub use device::{
+    Arg, Buffer, Communicator, Device, Function, Graph, ID_BYTES, Properties, Reduction, Region, TensorMap,
+};
 pub use error::CudaError;
 pub use finish::Finish;
 pub use source::{Constant, PRELUDE, Source, compile, compile_all_test, compile_all_with_test, compile_with};

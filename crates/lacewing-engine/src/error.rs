@@ -73,6 +73,9 @@ pub enum EngineError {
         /// Elements given.
         got: usize,
     },
+    /// Another process of the run cannot be reached.
+    #[error(transparent)]
+    Processes(Box<dyn std::error::Error + Send + Sync>),
     /// The GPU or its libraries.
     #[error(transparent)]
     Cuda(#[from] lacewing_cuda::CudaError),

@@ -6,6 +6,7 @@
 //! own kernels `cuda.rs` with `kernel.cu`.
 #![deny(unsafe_code)]
 
+mod collective;
 mod device;
 mod error;
 mod kept;
@@ -17,6 +18,7 @@ mod random;
 mod tape;
 mod tensor;
 
+pub use collective::Collective;
 pub use device::Device;
 pub use error::{EngineError, Result};
 pub use kept::Kept;

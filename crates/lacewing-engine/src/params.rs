@@ -25,6 +25,9 @@ pub struct ParamInfo {
     pub decay: bool,
     /// Whether a gradient is wanted; a constant has none, and an optimizer leaves it as it is.
     pub trained: bool,
+    /// Whether the batches that were seen make it, as those of a batch norm's running statistics: what several processes
+    /// have to agree on.
+    pub from_batches: bool,
     /// First element in the flat arrays.
     pub offset: usize,
 }
@@ -39,6 +42,13 @@ impl ParamInfo {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// What happens to a parameter in training.
+struct Role {
+    decay: bool,
+    trained: bool,
+    from_batches: bool,
 }
 
 /// Collects parameters and their first values while a model is being built.
@@ -79,10 +89,7 @@ impl ParamsBuilder {
     ///
     /// [`EngineError::ParamLen`] when `values` does not fill `shape`.
     pub fn add(&mut self, name: &str, shape: &[usize], decay: bool, values: Vec<f32>) -> Result<ParamId> {
-        self.push(
-            ParamInfo { name: name.to_owned(), shape: shape.to_vec(), decay, trained: true, offset: 0 },
-            values,
-        )
+        self.push(name, shape, Role { decay, trained: true, from_batches: false }, values)
     }
 
     /// Adds values that belong to the model, and to its checkpoints, but are not trained.
@@ -91,19 +98,23 @@ impl ParamsBuilder {
     ///
     /// As [`ParamsBuilder::add`].
     pub fn add_constant(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Result<ParamId> {
-        self.push(
-            ParamInfo {
-                name: name.to_owned(),
-                shape: shape.to_vec(),
-                decay: false,
-                trained: false,
-                offset: 0,
-            },
-            values,
-        )
+        self.push(name, shape, Role { decay: false, trained: false, from_batches: false }, values)
     }
 
-    fn push(&mut self, info: ParamInfo, values: Vec<f32>) -> Result<ParamId> {
+    /// Adds values that belong to the model, and to its checkpoints, and that training passes change by what they see: a
+    /// running statistic.
+    ///
+    /// # Errors
+    ///
+    /// As [`ParamsBuilder::add`].
+    pub fn add_statistic(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Result<ParamId> {
+        self.push(name, shape, Role { decay: false, trained: false, from_batches: true }, values)
+    }
+
+    fn push(&mut self, name: &str, shape: &[usize], role: Role, values: Vec<f32>) -> Result<ParamId> {
+        let Role { decay, trained, from_batches } = role;
+        let (name, shape) = (name.to_owned(), shape.to_vec());
+        let info = ParamInfo { name, shape, decay, trained, from_batches, offset: 0 };
         if values.len() != info.len() {
             return Err(EngineError::ParamLen { expected: info.len(), name: info.name, got: values.len() });
         }

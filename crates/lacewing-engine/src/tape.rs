@@ -94,6 +94,7 @@ pub struct Cx {
     rng: Rc<StepRng>,
     training: bool,
     epoch: u64,
+    processes: usize,
     /// What [`Cx::afterwards`] was given; `None` where nothing of a pass outlasts it.
     updates: Option<Rc<RefCell<Vec<Update>>>>,
     observer: Option<Observer>,
@@ -106,18 +107,46 @@ impl Cx {
     /// A training pass: gradients are recorded, dropout is on.
     pub fn training(params: Arc<Params>, rng: StepRng) -> Self {
         let (tape, updates) = (Some(Rc::default()), Some(Rc::default()));
-        Self { params, tape, rng: Rc::new(rng), training: true, epoch: 0, updates, observer: None }
+        Self {
+            params,
+            tape,
+            rng: Rc::new(rng),
+            training: true,
+            epoch: 0,
+            processes: 1,
+            updates,
+            observer: None,
+        }
     }
 
     /// An evaluation pass: nothing is recorded, dropout is off.
     pub fn evaluation(params: Arc<Params>) -> Self {
         let rng = Rc::new(StepRng::new(0, 0));
-        Self { params, tape: None, rng, training: false, epoch: 0, updates: None, observer: None }
+        Self {
+            params,
+            tape: None,
+            rng,
+            training: false,
+            epoch: 0,
+            processes: 1,
+            updates: None,
+            observer: None,
+        }
     }
 
     /// The same pass as one of training's epoch `epoch`, from 0: for what changes from epoch to epoch.
     pub fn at_epoch(self, epoch: u64) -> Self {
         Self { epoch, ..self }
+    }
+
+    /// The same pass as one of `processes` that each see as many samples of a batch: for what counts samples.
+    pub fn among(self, processes: usize) -> Self {
+        Self { processes, ..self }
+    }
+
+    /// How many processes share the batch; 1 unless told.
+    pub fn processes(&self) -> usize {
+        self.processes
     }
 
     /// The epoch of training; 0 unless told.

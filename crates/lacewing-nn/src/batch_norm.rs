@@ -46,8 +46,8 @@ impl BatchNorm {
         Ok(Self {
             gamma: scope.parameter("weight", &[dim], false, |_| vec![start; dim])?,
             beta: scope.parameter("bias", &[dim], false, |_| vec![0.0; dim])?,
-            running_mean: scope.constant("running_mean", &[dim], || vec![0.0; dim])?,
-            running_var: scope.constant("running_var", &[dim], || vec![1.0; dim])?,
+            running_mean: scope.statistic("running_mean", &[dim], || vec![0.0; dim])?,
+            running_var: scope.statistic("running_var", &[dim], || vec![1.0; dim])?,
             eps: eps as f32,
             momentum: momentum as f32,
         })

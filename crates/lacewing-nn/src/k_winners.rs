@@ -111,7 +111,7 @@ impl KWinners {
         check.that("boost_strength_factor", "from 0 to 1", boost_strength_factor, |f| {
             (0.0..=1.0).contains(&f)
         })?;
-        let duty = scope.constant("duty", &[channels], || vec![0.0; channels])?;
+        let duty = scope.statistic("duty", &[channels], || vec![0.0; channels])?;
         let clock = scope.constant("clock", &[2], || vec![0.0, boost_strength as f32])?;
         Ok(Self { shape, k, k_inference, boost_strength, boost_strength_factor, rate, relu, duty, clock })
     }

@@ -285,11 +285,36 @@ impl Scope<'_> {
         shape: &[usize],
         values: impl FnOnce() -> Vec<f32>,
     ) -> Result<ParamId> {
+        self.untrained(ParamsBuilder::add_constant, name, shape, values)
+    }
+
+    /// As [`Scope::constant`] for values that training passes change by what they see, such as a batch norm's running
+    /// statistics: processes that train together average them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Scope::constant`].
+    pub fn statistic(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        values: impl FnOnce() -> Vec<f32>,
+    ) -> Result<ParamId> {
+        self.untrained(ParamsBuilder::add_statistic, name, shape, values)
+    }
+
+    fn untrained(
+        &mut self,
+        add: fn(&mut ParamsBuilder, &str, &[usize], Vec<f32>) -> lacewing_engine::Result<ParamId>,
+        name: &str,
+        shape: &[usize],
+        values: impl FnOnce() -> Vec<f32>,
+    ) -> Result<ParamId> {
         let name = self.name(name);
         self.builder.summary.bytes += 4 * shape.iter().product::<usize>();
         Ok(match self.builder.values {
-            Values::Drawn | Values::Zeros => self.builder.params.add_constant(&name, shape, values())?,
-            Values::None => self.builder.params.add_constant(&name, &[0], Vec::new())?,
+            Values::Drawn | Values::Zeros => add(&mut self.builder.params, &name, shape, values())?,
+            Values::None => add(&mut self.builder.params, &name, &[0], Vec::new())?,
         })
     }
 

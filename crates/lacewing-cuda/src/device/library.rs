@@ -33,6 +33,21 @@ pub(super) fn cublaslt() -> Result<(), CudaError> {
     missing("cuBLASLt", "cublasLt", FOUND.get_or_init(|| search("cublasLt", cublaslt_present, keep)))
 }
 
+/// The file of NCCL 2, whatever CUDA it was made for.
+pub(super) const NCCL_FILE: &str = "libnccl.so.2";
+
+/// Loads NCCL; the error says where it was looked for beside the library path.
+pub(super) fn nccl() -> Result<Library, String> {
+    // SAFETY: a library of CUDA, whose initialisers ask nothing of the process that loads it.
+    let load = |at: &Path| unsafe { Library::new(at) }.ok();
+    let (named, usual) = (named_folders(), usual_folders());
+    let inside = |folders: &[PathBuf]| {
+        folders.iter().map(|folder| folder.join(NCCL_FILE)).filter(|at| at.is_file()).find_map(|at| load(&at))
+    };
+    let found = inside(&named).or_else(|| load(Path::new(NCCL_FILE))).or_else(|| inside(&usual));
+    found.ok_or_else(|| searched(&named, &usual))
+}
+
 fn missing(library: &'static str, stem: &str, found: &Result<(), String>) -> Result<(), CudaError> {
     found.clone().map_err(|searched| CudaError::NoLibrary {
         library,
@@ -50,8 +65,13 @@ fn search(stem: &str, present: fn() -> bool, keep: fn(&Path) -> bool) -> Result<
     if from_path(&named) || present() || from_path(&usual) {
         return Ok(());
     }
-    let searched: Vec<String> = named.iter().chain(&usual).map(|at| at.display().to_string()).collect();
-    Err(if searched.is_empty() { String::new() } else { format!(", nor in {}", searched.join(", ")) })
+    Err(searched(&named, &usual))
+}
+
+/// Where a library was looked for, as the end of a sentence.
+fn searched(named: &[PathBuf], usual: &[PathBuf]) -> String {
+    let all: Vec<String> = named.iter().chain(usual).map(|at| at.display().to_string()).collect();
+    if all.is_empty() { String::new() } else { format!(", nor in {}", all.join(", ")) }
 }
 
 /// Folders the user named for us.

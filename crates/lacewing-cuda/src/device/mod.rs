@@ -6,6 +6,7 @@ mod graph;
 mod library;
 pub(crate) mod lt;
 mod memory;
+mod nccl;
 pub(crate) mod nvrtc;
 mod staging;
 mod tensor_map;
@@ -15,6 +16,7 @@ pub(crate) use driver::{Context, Event};
 pub use function::{Arg, Function};
 pub use graph::Graph;
 pub use memory::{ALIGNMENT_BYTES, Buffer, Region};
+pub use nccl::{Communicator, ID_BYTES, Reduction};
 pub use tensor_map::TensorMap;
 
 use crate::matmul::Plans;

@@ -39,7 +39,7 @@ pub use block_mask::{mask_blocks, score_blocks};
 pub use block_sparse::{BlockIndex, block_sparse_linear};
 pub use chain::{ChainPlan, chain};
 pub use copy2d::resize_cols;
-pub use dense_gradient::DenseGradient;
+pub use dense_gradient::{DenseGradient, SumOver};
 pub use dropout::{drop_path_scale, dropout};
 pub use elementwise::{add, cast, gated_sum, residual, scale};
 pub use gather::{GatherIndex, gather};

@@ -4,9 +4,10 @@ use super::{Evolving, Kind, Watch, block_norms, pattern_of};
 use lacewing_core::{
     FirstMoment, FirstValue, Growth, Move, MoveSchedule, Pattern, Rng, Schedule, Search, move_places,
 };
-use lacewing_engine::ops::DenseGradient;
+use lacewing_engine::ops::{DenseGradient, SumOver};
 use lacewing_engine::{EngineError, Params, Tensor};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// An array that follows the weights when they move: a moment, or an average.
@@ -31,6 +32,13 @@ pub enum First {
 }
 
 impl Evolving {
+    /// Makes growth go by the gradient summed over these processes, each of which calls all that follows as this one does.
+    pub fn sum_over(&self, processes: Arc<dyn SumOver>) {
+        if let Kind::Moving(watch) = &self.kind {
+            watch.gradient.sum_over(processes);
+        }
+    }
+
     /// Whether the coming forward passes take in the gradient of the dense weight, for growth.
     pub fn watch(&self, is_on: bool) {
         if let Kind::Moving(watch) = &self.kind {

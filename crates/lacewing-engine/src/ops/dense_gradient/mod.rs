@@ -3,18 +3,33 @@
 use super::linear::with_cols;
 use super::matmul::{Operand, product};
 use crate::{Cx, DType, EngineError, Result, Tensor, Var};
+use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Collects, over the batches of a step, the gradient of the dense `W [n_out, n_in]` behind `y = x Wᵀ`.
 ///
 /// It is summed where it takes less memory than what it is made of, and else made a few rows at a time when it is asked for:
 /// then no array of W's size is ever held.
+///
+/// Where several processes train together, each takes in its own batches, and [`DenseGradient::rows`] gives the sum over all.
 #[derive(Debug)]
 pub struct DenseGradient {
     n_out: usize,
     n_in: usize,
     parts: Mutex<Parts>,
+    over: OnceLock<Arc<dyn SumOver>>,
+}
+
+/// Sums over the processes that train together.
+pub trait SumOver: fmt::Debug + Send + Sync {
+    /// Makes each value the sum of those at its place in all processes, the same to the bit in each. All call it, in the
+    /// same order and with as many values.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Processes`] when one cannot be reached.
+    fn sum(&self, values: &mut [f32]) -> Result<()>;
 }
 
 #[derive(Debug, Default)]
@@ -28,7 +43,12 @@ struct Parts {
 impl DenseGradient {
     /// Of a weight `[n_out, n_in]`; zero so far.
     pub fn new(n_out: usize, n_in: usize) -> Arc<Self> {
-        Arc::new(Self { n_out, n_in, parts: Mutex::default() })
+        Arc::new(Self { n_out, n_in, parts: Mutex::default(), over: OnceLock::new() })
+    }
+
+    /// From here on the gradient is the sum over these processes; the first call counts.
+    pub fn sum_over(&self, processes: Arc<dyn SumOver>) {
+        let _ = self.over.set(processes);
     }
 
     /// `y`, whose gradient is taken in with `x` when the tape runs backwards.
@@ -66,8 +86,14 @@ impl DenseGradient {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Value`] for rows beyond `n_out`; what the device reports.
+    /// [`EngineError::Value`] for rows beyond `n_out`; what the device or another process reports.
     pub fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
+        let mut values = self.own_rows(rows)?;
+        self.over.get().map_or(Ok(()), |processes| processes.sum(&mut values))?;
+        Ok(values)
+    }
+
+    fn own_rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         if rows.start > rows.end || rows.end > self.n_out {
             let (op, what, expected) = ("dense_gradient", "rows", format!("inside 0..{}", self.n_out));
             return Err(EngineError::Value { op, what, expected, got: format!("{rows:?}") });

@@ -58,7 +58,8 @@ const MAX_PERIOD: u32 = 1 << 24;
 /// is its index modulo the number of channels. A sample is an element of the first dimension, if that is not in the group.
 ///
 /// A training pass adds `duty ← duty + a (share − duty)` to what [`Cx::backward`] does at its end, `share` being a channel's
-/// positive winners over all groups and places in them.
+/// positive winners over all groups and places in them. Samples that a period counts are those of all
+/// [processes](Cx::among); the mean of their duty cycles is that of the whole batch.
 ///
 /// # Errors
 ///
@@ -74,7 +75,8 @@ pub fn k_winners(cx: &Cx, x: &Var, competition: Competition, state: DutyCycles<'
         let share = Share { wins: count(&y, groups.channels)?, places: y.len() / groups.channels };
         let (duty, clock) = (state.duty.clone(), state.clock.clone());
         let DutyCycles { boost, rate, .. } = state;
-        cx.afterwards(move || update(&duty, &clock, boost, rate, &share, groups.samples));
+        let samples = groups.samples * cx.processes();
+        cx.afterwards(move || update(&duty, &clock, boost, rate, &share, samples));
     }
     let x_var = x.handle();
     Ok(cx.record(y, &[x], move |gradients, dy| {
