@@ -3,6 +3,7 @@
 use crate::augment::ImageShape;
 use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
+use crate::ranks::RanksError;
 use crate::recipe::RecipeError;
 use lacewing_engine::EngineError;
 use lacewing_models::ModelError;
@@ -24,6 +25,9 @@ pub enum TrainError {
     /// The device or an op on it.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The other processes of the run.
+    #[error(transparent)]
+    Ranks(#[from] RanksError),
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -3,6 +3,7 @@
 use crate::checkpoint::SavedModel;
 use crate::data::{Loader, Position};
 use crate::error::TrainError;
+use crate::ranks::Ranks;
 use crate::recipe::ComputeType;
 use crate::report::Latency;
 use lacewing_engine::{Cx, Device, Params, Tensor, ops};
@@ -41,12 +42,29 @@ pub struct Accuracy {
 ///
 /// A picture that cannot be read, and what the device reports.
 pub fn accuracy(model: &dyn Model, params: &Arc<Params>, loader: &Loader) -> Result<Accuracy, TrainError> {
+    shared_accuracy(model, params, loader, &Ranks::alone())
+}
+
+/// As [`accuracy`] where each process's loader gives its share: all get the result of the whole.
+///
+/// # Errors
+///
+/// As [`accuracy`], and what another process reports.
+pub fn shared_accuracy(
+    model: &dyn Model,
+    params: &Arc<Params>,
+    loader: &Loader,
+    processes: &Ranks,
+) -> Result<Accuracy, TrainError> {
     let (device, shape) = (params.device(), loader.image_shape());
     let start = Instant::now();
     let mut ranks = Vec::new();
     let mut batches = loader.stream(Position::default());
     while let Some(batch) = batches.next() {
         let batch = batch?;
+        if batch.is_empty() {
+            continue;
+        }
         let dims = [batch.len(), shape.channels, shape.height, shape.width];
         let images = Tensor::from_f32(&device, &batch.images, &dims)?;
         let labels = Tensor::from_u32(&device, &batch.labels, &[batch.len()])?;
@@ -55,20 +73,17 @@ pub fn accuracy(model: &dyn Model, params: &Arc<Params>, loader: &Loader) -> Res
         ranks.push(ops::ranks(logits.value(), &labels)?);
     }
     // Fetched at the end: the device is never waited for in between.
-    let (mut n, mut first, mut in_five) = (0u64, 0u64, 0u64);
+    let mut counts = [0.0; 3];
     for batch in ranks {
         for rank in batch.to_u32()? {
-            n += 1;
-            first += u64::from(rank == 0);
-            in_five += u64::from(rank < 5);
+            counts[0] += 1.0;
+            counts[1] += f64::from(u8::from(rank == 0));
+            counts[2] += f64::from(u8::from(rank < 5));
         }
     }
-    let share = |count: u64| count as f64 / n.max(1) as f64;
-    Ok(Accuracy {
-        top1: share(first),
-        top5: share(in_five),
-        images_per_s: n as f64 / start.elapsed().as_secs_f64(),
-    })
+    let [n, first, in_five] = processes.sum_values(counts)?;
+    let share = |count: f64| count / f64::max(n, 1.0);
+    Ok(Accuracy { top1: share(first), top5: share(in_five), images_per_s: n / start.elapsed().as_secs_f64() })
 }
 
 /// Forward passes before the clock starts.

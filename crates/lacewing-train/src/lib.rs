@@ -10,6 +10,7 @@ pub mod data;
 mod error;
 pub mod evaluate;
 pub mod loss;
+pub mod ranks;
 pub mod recipe;
 pub mod report;
 pub mod run;

@@ -55,6 +55,10 @@ pub(crate) struct TrainArgs {
     /// Start from the weights of a run, of a converted model or of a model.safetensors (sets init)
     #[arg(long, value_name = "DIR|FILE", conflicts_with = "resume")]
     pub(crate) init: Option<PathBuf>,
+    /// Train in N processes on this machine, each on a GPU of its own or a share of the cores; data.batch_size stays that of
+    /// all together
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) ranks: Option<u16>,
     /// One JSON object a line on standard output
     #[arg(long)]
     pub(crate) json: bool,

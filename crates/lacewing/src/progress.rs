@@ -76,7 +76,7 @@ fn show_on_bar(bar: &mut Option<ProgressBar>, top1: &mut Option<f64>, event: &Ev
         Event::Result { .. } => bar.finish(),
         Event::Warning { .. } => bar.println(text(event, 0)),
         Event::Start { .. } => bar.println(text(event, 0)),
-        Event::Checkpoint { .. } => {}
+        Event::Checkpoint { .. } | Event::Agree { .. } => {}
     }
 }
 
@@ -99,6 +99,9 @@ fn text(event: &Event, steps: u64) -> String {
         Event::Eval { model, step, epoch, top1, top5, .. } => {
             let (top1, top5) = (100.0 * top1, 100.0 * top5);
             format!("{model}: step {step}/{steps}  epoch {epoch:.2}  accuracy {top1:.2} %  top-5 {top5:.2} %")
+        }
+        Event::Agree { model, step, ranks, digest } => {
+            format!("{model}: the {ranks} processes agree after step {step} ({digest})")
         }
         Event::Checkpoint { model, step, path } => {
             format!("{model}: checkpoint of step {step} in {}", path.display())

@@ -57,6 +57,17 @@ pub enum Event {
         /// Pictures a second.
         images_per_s: f64,
     },
+    /// All processes of the run hold the same weights, moments and patterns.
+    Agree {
+        /// The model.
+        model: String,
+        /// Steps done.
+        step: u64,
+        /// How many processes.
+        ranks: usize,
+        /// What was made of the state of each and compared.
+        digest: String,
+    },
     /// A checkpoint is on disk.
     Checkpoint {
         /// The model.

@@ -5,11 +5,13 @@ use lacewing_core::{
     Form, Growth, Horizon, IndexBuffer, LearnPlan, MaskPhase, MaskPlan, MovePlan, PatternKind, Rng, Schedule,
     StructureError,
 };
+use lacewing_engine::ops::SumOver;
 use lacewing_engine::optim::{Ema, Optimizer};
 use lacewing_engine::{Params, Tensor};
 use lacewing_models::ModelError;
 use lacewing_nn::{Evolving, First, Follower, NnError};
 use serde_json::Value;
+use std::sync::Arc;
 
 /// The layers of a model whose structure changes, each with its plan for the run.
 #[derive(Debug)]
@@ -54,6 +56,11 @@ impl Evolution {
             }
         }
         Ok(Self { masked, moving, learned, rng: Rng::new(seed).fork("moves") })
+    }
+
+    /// Gradients that patterns move by are summed over these processes.
+    pub(super) fn sum_over(&self, processes: &Arc<dyn SumOver>) {
+        self.moving.iter().for_each(|(layer, _)| layer.sum_over(processes.clone()));
     }
 
     /// The layers under masks, with the phase after `step` steps.

@@ -1,7 +1,7 @@
 //! A run: every model of a recipe trained, evaluated and measured, with nothing lost on the way.
 //!
 //! [`train`] checks all that can be checked, then trains the models one after the other. What happens is told through
-//! [`Event`]s. Each model's checkpoint makes its training restartable; `summary.json` says which models are done.
+//! [`Event`]s; [`train_with`] does so as one of several processes. Each model's checkpoint makes its training restartable; `summary.json` says which models are done.
 
 mod contender;
 mod event;
@@ -19,6 +19,7 @@ use crate::checkpoint::{Progress, Saved, SavedModel};
 use crate::data::{Dataset, Loader, LoaderOptions, OpenOptions, Position, SplitName, open};
 use crate::error::TrainError;
 use crate::evaluate::latency;
+use crate::ranks::{Ranks, RanksError};
 use crate::recipe::{OptimizerName, Recipe};
 use crate::report::Row;
 use evolution::Evolution;
@@ -75,20 +76,49 @@ pub enum Start {
 /// [`TrainError`]. All that can be known beforehand is found before the first step: the recipe, the models, the device,
 /// the data, the folder and the space in it.
 pub fn train(
+    recipe: Recipe,
+    start: Start,
+    stop: &AtomicBool,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<Finished, TrainError> {
+    train_with(&Ranks::alone(), recipe, start, stop, listen)
+}
+
+/// As [`train`], as one of several processes that call this with the same recipe.
+///
+/// `data.batch_size` is that of all together, each makes the gradients of its share. The first one writes the folder,
+/// which the others must see too when a run is continued; its `stop` counts, it alone is told what happens, and only its
+/// result has rows.
+///
+/// # Errors
+///
+/// As [`train`], and [`TrainError::Ranks`] when another process ends or holds other weights than the first.
+pub fn train_with(
+    ranks: &Ranks,
     mut recipe: Recipe,
     start: Start,
     stop: &AtomicBool,
     listen: &mut dyn FnMut(&Event),
 ) -> Result<Finished, TrainError> {
+    let mut listen = |event: &Event| {
+        if ranks.is_first() {
+            listen(event);
+        }
+    };
     let init = initial_weights(&mut recipe, start)?;
     contenders(&recipe)?;
-    let device = Device::open(&recipe.device)?;
-    let root = output_folder(&recipe, start)?;
+    let (batch_size, n_ranks) = (recipe.data.batch_size, ranks.size());
+    if batch_size < n_ranks {
+        return Err(RanksError::Batch { batch_size, ranks: n_ranks }.into());
+    }
+    let device = Device::open(&ranks.device_name(&recipe.device))?;
+    let sums = ranks.sums(&device)?;
+    let root = shared_folder(ranks, &recipe, start)?;
     recipe.out = Some(root.clone());
     recipe.train.dtype = Some(recipe.dtype());
-    let output = Output::create(&root)?;
+    let output = if ranks.is_first() { Output::create(&root)? } else { Output::of(&root) };
     let data = open_data(&recipe)?;
-    let (train_loader, test_loader) = loaders(&recipe, &data)?;
+    let (train_loader, test_loader) = shared_loaders(&recipe, &data, ranks)?;
     let contenders = contender::fit(&mut recipe, train_loader.image_shape(), &data)?;
     let plan = Plan::new(&recipe, train_loader.batches_per_epoch() as u64);
     let mut summaries = Vec::new();
@@ -97,14 +127,18 @@ pub fn train(
         Evolution::plan(counted.evolving, plan.horizon(), recipe.seed)?;
         summaries.push(counted.summary);
     }
-    output.require_space(summaries.iter().map(|summary| bytes_on_disk(&recipe, summary)).sum())?;
+    if ranks.is_first() {
+        output.require_space(summaries.iter().map(|summary| bytes_on_disk(&recipe, summary)).sum())?;
+    }
     for contender in contenders.iter().filter(|_| start == Start::Resume) {
         let path = output.checkpoint(contender.folder.as_deref());
         if let Some(saved) = Progress::read(&path)? {
             check_unchanged(&path, &saved, &recipe, contender)?;
         }
     }
-    output.write_config(&recipe)?;
+    if ranks.is_first() {
+        output.write_config(&recipe)?;
+    }
     for name in &data.skipped {
         listen(&Event::Warning { text: format!("left out, it does not decode: {name}") });
     }
@@ -124,10 +158,15 @@ pub fn train(
             continue;
         }
         let mut trainee = Trainee::new(contender, &recipe, plan, &device, saved.as_ref(), init.as_ref())?;
+        if let Some(sums) = ranks.host_sums() {
+            trainee.evolution.sum_over(&sums);
+        }
         let from_step = trainee.progress.step;
-        output.rewind_metrics(&contender.label, from_step)?;
+        if ranks.is_first() {
+            output.rewind_metrics(&contender.label, from_step)?;
+        }
         let mut emit = |event: Event| -> Result<(), TrainError> {
-            if event.is_metric() {
+            if event.is_metric() && ranks.is_first() {
                 output.write_metric(&event)?;
             }
             listen(&event);
@@ -138,13 +177,15 @@ pub fn train(
             parameters: trainee.summary.parameters,
             bytes: trainee.summary.bytes,
             macs: trainee.summary.macs(),
-            device: device.to_string(),
+            device: if n_ranks == 1 { device.to_string() } else { format!("{n_ranks} x {device}") },
             from_step,
             steps: plan.end_step,
             steps_per_epoch: plan.batches_per_epoch / plan.accumulate,
         })?;
         let mut job = Job {
             recipe: &recipe,
+            ranks,
+            sums: &sums,
             plan,
             schedule,
             train: &train_loader,
@@ -163,6 +204,9 @@ pub fn train(
             Some(top1) => top1,
             None => job.evaluate(&mut trainee)?,
         };
+        if !ranks.is_first() {
+            continue;
+        }
         let row = measure(&mut trainee, accuracy)?;
         emit(Event::Result { row: row.clone() })?;
         rows.push(row);
@@ -224,8 +268,15 @@ pub fn horizon(recipe: &Recipe) -> Result<Horizon, TrainError> {
 ///
 /// [`TrainError::Data`].
 pub fn loaders(recipe: &Recipe, data: &Dataset) -> Result<(Loader, Loader), TrainError> {
+    shared_loaders(recipe, data, &Ranks::alone())
+}
+
+/// This process's share of the same batches.
+fn shared_loaders(recipe: &Recipe, data: &Dataset, ranks: &Ranks) -> Result<(Loader, Loader), TrainError> {
     let options = LoaderOptions {
         batch_size: recipe.data.batch_size,
+        rank: ranks.rank(),
+        ranks: ranks.size(),
         seed: recipe.seed,
         workers: recipe.data.workers,
         label_smoothing: recipe.train.label_smoothing,
@@ -346,6 +397,16 @@ fn output_folder(recipe: &Recipe, start: Start) -> Result<PathBuf, TrainError> {
             Ok(free.expect("there are more numbers than folders"))
         }
     }
+}
+
+/// The folder that rank 0 chooses: what it sees must not depend on who is first to make it.
+fn shared_folder(ranks: &Ranks, recipe: &Recipe, start: Start) -> Result<PathBuf, TrainError> {
+    if ranks.size() == 1 {
+        return output_folder(recipe, start);
+    }
+    let own = if ranks.is_first() { output_folder(recipe, start)? } else { PathBuf::new() };
+    let said = ranks.first_says(own.to_string_lossy().into_owned().into_bytes())?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&said).into_owned()))
 }
 
 fn holds_run(path: &Path) -> bool {

@@ -33,6 +33,11 @@ impl Output {
         Ok(Self { root: root.to_owned() })
     }
 
+    /// The folder that another process makes and writes.
+    pub fn of(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     /// Checks that `needed` bytes and some slack are free.
     ///
     /// # Errors

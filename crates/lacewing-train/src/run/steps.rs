@@ -4,7 +4,8 @@ use super::trainee::Trainee;
 use super::{Event, Outcome, Plan};
 use crate::data::{Batch, Loader, Position};
 use crate::error::TrainError;
-use crate::evaluate::{accuracy, median};
+use crate::evaluate::{median, shared_accuracy};
+use crate::ranks::{Ranks, Sums};
 use crate::recipe::Recipe;
 use crate::schedule::Schedule;
 use lacewing_engine::ops::Target;
@@ -16,6 +17,8 @@ use std::time::Instant;
 /// What one model's training needs besides the model.
 pub(super) struct Job<'a> {
     pub(super) recipe: &'a Recipe,
+    pub(super) ranks: &'a Ranks,
+    pub(super) sums: &'a Sums,
     pub(super) plan: Plan,
     pub(super) schedule: Schedule,
     pub(super) train: &'a Loader,
@@ -42,13 +45,15 @@ impl Job<'_> {
             trainee.evolution.watch(step);
             for part in 0..config.accumulate {
                 let batch = batches.next().expect("training batches have no end")?;
-                let rng = StepRng::new(self.recipe.seed, step * config.accumulate + part);
-                window.take(step + 1, self.gradients(trainee, &batch, rng)?, batch.len());
+                let draws = (step * config.accumulate + part) * self.ranks.size() as u64;
+                let rng = StepRng::new(self.recipe.seed, draws + self.ranks.rank() as u64);
+                window.take(step + 1, self.gradients(trainee, &batch, rng)?, batch.whole);
                 batches.recycle(batch);
             }
+            self.sum_over_ranks(trainee)?;
             trainee.update(step, lr, clip_norm)?;
 
-            let stopped = self.stop.load(Ordering::Relaxed);
+            let stopped = self.ranks.first_says(vec![u8::from(self.stop.load(Ordering::Relaxed))])? == [1];
             let last = stopped || step + 1 == plan.end_step;
             let epoch = plan.epoch_that_ends(step + 1);
             let logged = last || epoch.is_some() || (step + 1).is_multiple_of(config.log_every);
@@ -82,9 +87,10 @@ impl Job<'_> {
         let dims = [batch.len(), shape.channels, shape.height, shape.width];
         let images = Tensor::from_f32(&device, &batch.images, &dims)?;
         let epoch = self.plan.position(trainee.progress.step).epoch;
-        let cx = Cx::training(trainee.params.clone(), rng).at_epoch(epoch);
+        let cx = Cx::training(trainee.params.clone(), rng).at_epoch(epoch).among(self.ranks.size());
         let logits = trainee.model.forward(&cx, &images)?;
-        let grad_scale = 1.0 / (batch.len() as u64 * self.recipe.train.accumulate) as f32;
+        // Over all processes, whose gradients are summed.
+        let grad_scale = 1.0 / (batch.whole as u64 * self.recipe.train.accumulate) as f32;
         let (loss, threshold) = (self.recipe.loss()?, self.recipe.train.target_threshold.map(|t| t as f32));
         let (loss, dlogits) = match &batch.soft_targets {
             Some(soft) => {
@@ -101,6 +107,19 @@ impl Job<'_> {
         Ok(loss)
     }
 
+    /// Makes gradients those of the whole batch, and running statistics the mean of the processes' own.
+    fn sum_over_ranks(&self, trainee: &Trainee) -> Result<(), TrainError> {
+        if self.ranks.size() == 1 {
+            return Ok(());
+        }
+        let params = &trainee.params;
+        self.sums.sum(params.flat_gradient()?)?;
+        for id in params.ids().filter(|&id| params.info(id).from_batches) {
+            self.sums.mean(&params.master(id))?;
+        }
+        Ok(())
+    }
+
     /// Fetches the window's losses, stops at one that is no number, writes a line.
     fn log(
         &mut self,
@@ -109,26 +128,34 @@ impl Job<'_> {
         lr: f64,
         images_per_s: f64,
     ) -> Result<(), TrainError> {
-        let (mut sum, mut n) = (0.0, 0);
+        let (mut sum, mut n, mut bad) = (0.0, 0.0, None);
         for (step, losses) in &window.losses {
             for loss in losses.to_f32()? {
                 if !loss.is_finite() {
-                    let (model, kept) = (trainee.progress.label.clone(), trainee.saved_step);
-                    return Err(TrainError::NotFinite { model, step: *step, loss, kept });
+                    bad = bad.or(Some((*step, loss)));
                 }
                 sum += f64::from(loss);
-                n += 1;
+                n += 1.0;
             }
         }
+        // All processes stop where one has to.
+        let first_bad = self.ranks.min_value(bad.map_or(f64::INFINITY, |(step, _)| step as f64))?;
+        if first_bad.is_finite() {
+            let (model, kept) = (trainee.progress.label.clone(), trainee.saved_step);
+            let (step, loss) = (first_bad as u64, bad.map_or(f32::NAN, |(_, loss)| loss));
+            return Err(TrainError::NotFinite { model, step, loss, kept });
+        }
+        let [sum, n] = self.ranks.sum_values([sum, n])?;
         let (step, model) = (trainee.progress.step, trainee.progress.label.clone());
-        let (epoch, loss) = (self.plan.epochs(step), sum / f64::from(n.max(1)));
+        let (epoch, loss) = (self.plan.epochs(step), sum / f64::max(n, 1.0));
         (self.emit)(Event::Step { model, step, epoch, lr, loss, images_per_s })
     }
 
     /// Classifies the test split, with the averaged weights where there are any.
     pub(super) fn evaluate(&mut self, trainee: &mut Trainee) -> Result<f64, TrainError> {
-        let found =
-            trainee.with_average(|trainee, _| accuracy(&*trainee.model, &trainee.params, self.test))?;
+        let found = trainee.with_average(|trainee, _| {
+            shared_accuracy(&*trainee.model, &trainee.params, self.test, self.ranks)
+        })?;
         let best = &mut trainee.progress.best_top1;
         *best = Some(best.map_or(found.top1, |best| best.max(found.top1)));
         trainee.progress.top1 = Some(found.top1);
@@ -142,6 +169,17 @@ impl Job<'_> {
     fn save(&mut self, trainee: &mut Trainee) -> Result<(), TrainError> {
         let Position { epoch, batch } = self.plan.position(trainee.progress.step);
         (trainee.progress.epoch, trainee.progress.batch) = (epoch, batch);
+        if self.ranks.size() > 1 {
+            let digest = trainee.digest()?;
+            let (model, step) = (trainee.progress.label.clone(), trainee.progress.step);
+            self.ranks.agree(&model, step, digest)?;
+            let (ranks, digest) = (self.ranks.size(), format!("{digest:016x}"));
+            (self.emit)(Event::Agree { model, step, ranks, digest })?;
+        }
+        if !self.ranks.is_first() {
+            trainee.saved_step = Some(trainee.progress.step);
+            return Ok(());
+        }
         trainee.save(&self.checkpoint)?;
         trainee.save_model(&self.weights, self.class_names)?;
         let (model, step) = (trainee.progress.label.clone(), trainee.progress.step);

@@ -102,6 +102,19 @@ impl Trainee {
         self.evolution.mask(&self.params, step + 1, self.params.flat_master())
     }
 
+    /// A number made of all weights, those of the optimizer and the average included, and of all patterns: processes that
+    /// hold the same have the same (FNV-1a over the words).
+    pub(super) fn digest(&mut self) -> Result<u64, TrainError> {
+        self.evolution.update(&mut self.buffers);
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut take = |word: u32| hash = (hash ^ u64::from(word)).wrapping_mul(0x0100_0000_01b3);
+        for (_, array) in arrays(&self.params, &*self.optimizer, self.average.as_ref()) {
+            array.to_f32()?.into_iter().for_each(|value| take(value.to_bits()));
+        }
+        self.buffers.iter().flat_map(|buffer| &buffer.data).for_each(|&value| take(value));
+        Ok(hash)
+    }
+
     /// Writes the checkpoint.
     pub(super) fn save(&mut self, path: &Path) -> Result<(), TrainError> {
         self.progress.optimizer_steps = self.optimizer.steps();

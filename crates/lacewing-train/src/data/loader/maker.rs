@@ -64,7 +64,10 @@ impl Maker {
     /// A picture that cannot be read or, unless skipped, does not decode.
     pub(super) fn fill(&self, order: &[u32], batch: &mut Batch) -> Result<(), DataError> {
         let start = batch.position.batch * self.options.batch_size;
-        let samples = &order[start..(start + self.options.batch_size).min(order.len())];
+        let whole = &order[start..(start + self.options.batch_size).min(order.len())];
+        let LoaderOptions { rank, ranks, .. } = self.options;
+        let samples = &whole[whole.len() * rank / ranks..whole.len() * (rank + 1) / ranks];
+        batch.whole = whole.len();
         let size = self.pipeline.shape().len();
         batch.images.resize(samples.len() * size, 0.0);
         batch.labels.resize(samples.len(), 0);
@@ -93,7 +96,8 @@ impl Maker {
             batch.images.drain(place * size..(place + 1) * size);
         }
         if self.pipeline.has_soft_targets() {
-            let mut draws = Draws::new(Purpose::Batch, self.options.seed, epoch, batch.position.batch as u64);
+            let place = (batch.position.batch * ranks + rank) as u64;
+            let mut draws = Draws::new(Purpose::Batch, self.options.seed, epoch, place);
             let targets = batch.soft_targets.get_or_insert_default();
             self.pipeline.batch(&mut batch.images, &batch.labels, self.n_classes, &mut draws, targets);
         }

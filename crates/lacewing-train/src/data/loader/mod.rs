@@ -20,8 +20,12 @@ use std::thread::{self, JoinHandle};
 /// How batches are made.
 #[derive(Clone, Debug)]
 pub struct LoaderOptions {
-    /// Samples a batch; the last one of an epoch may have fewer.
+    /// Samples a batch, over all processes; the last one of an epoch may have fewer.
     pub batch_size: usize,
+    /// This process, and how many share each batch: of n samples, numbers n·rank/ranks to n·(rank + 1)/ranks are its own.
+    pub rank: usize,
+    /// See `rank`.
+    pub ranks: usize,
     /// The seed of order and augmentation.
     pub seed: u64,
     /// Training: leave out the last batch when it is not full.
@@ -41,6 +45,8 @@ impl Default for LoaderOptions {
     fn default() -> Self {
         Self {
             batch_size: 128,
+            rank: 0,
+            ranks: 1,
             seed: 0,
             drop_last: true,
             workers: 0,
@@ -69,6 +75,8 @@ pub struct Batch {
     pub labels: Vec<u32>,
     /// Distributions over the classes, `[B, n_classes]`, when augmentation mixes pictures or labels are smoothed.
     pub soft_targets: Option<Vec<f32>>,
+    /// Samples of the batch over all processes.
+    pub whole: usize,
     /// Where in the stream it is.
     pub position: Position,
 }
@@ -171,7 +179,7 @@ impl Loader {
         self.maker.split.len()
     }
 
-    /// Samples a full batch.
+    /// Samples a full batch, over all processes.
     pub fn batch_size(&self) -> usize {
         self.maker.options.batch_size
     }

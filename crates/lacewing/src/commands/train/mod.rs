@@ -1,12 +1,15 @@
 //! `lacewing train`.
 
+mod launch;
+
 use super::{CommandResult, mapping, overrides, print};
 use crate::cli::TrainArgs;
 use crate::progress::Progress;
 use lacewing::recipes;
+use lacewing_train::ranks::Ranks;
 use lacewing_train::recipe::{Override, Recipe, RecipeError, load, load_timm};
 use lacewing_train::report::final_table;
-use lacewing_train::run::{Outcome, Start, config_file, train};
+use lacewing_train::run::{Outcome, Start, config_file, train_with};
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,11 +21,20 @@ const INTERRUPTED: u8 = 130;
 
 pub(super) fn run(args: TrainArgs) -> CommandResult {
     let (recipe, start) = read(&args)?;
+    if let Some(size) = launch::is_wanted(args.ranks) {
+        return launch::launch(size);
+    }
     let stop = stop_on_signal()?;
+    let flag = stop.clone();
+    launch::stop_with_input(move || flag.store(true, Ordering::Relaxed));
+    let ranks = Ranks::from_environment()?;
     let mut progress = Progress::new(args.json);
-    let result = train(recipe, start, &stop, &mut |event| progress.show(event));
+    let result = train_with(&ranks, recipe, start, &stop, &mut |event| progress.show(event));
     progress.finish();
     let finished = result?;
+    if !ranks.is_first() {
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Outcome::Interrupted { step } = finished.outcome {
         let out = finished.out.display();
         eprintln!("interrupted at step {step}; continue with: lacewing train --resume {out}");
