@@ -36,6 +36,7 @@ mod mask;
 mod mask_plan;
 mod masked;
 mod mersenne;
+mod move_across;
 mod move_plan;
 mod pattern;
 pub mod patterns;
@@ -59,8 +60,9 @@ pub use form::{Chain, Form, Gate, Gather, Link, Sum, Weights};
 pub use init::Init;
 pub use learn_plan::{LearnPlan, LearnSchedule, Score, choose_places};
 pub use mask_plan::{Decay, GradientPolicy, MaskPhase, MaskPlan, MaskSchedule, Rate, Stages};
+pub use move_across::{DropScope, Redistribution, keep_across, redistribute};
 pub use move_plan::{
-    Anneal, FirstMoment, FirstValue, Growth, Move, MovePlan, MoveSchedule, Search, move_places,
+    Anneal, FirstMoment, FirstValue, Growth, Move, MovePlan, MoveSchedule, Search, move_places, regrow_places,
 };
 pub use pattern::{Axis, ByColumn, Pattern, PatternKind};
 pub use project::{Projection, Target, project};

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::config::{Key, Options};
 use crate::mask::keep_largest;
+use crate::move_across::{DropScope, Redistribution};
 use crate::{Horizon, Pattern, Rng, Span, StructureError};
 
 /// How the share that moves falls.
@@ -24,12 +25,15 @@ pub enum Anneal {
 }
 
 /// Where new places are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Growth {
     /// Where the gradient of the dense weight is largest (RigL); such an update takes the place of the optimizer's step.
     Gradient,
     /// Anywhere (SET); after the optimizer's step.
     Random,
+    /// Where the exponential moving average of the dense weight's gradient is largest, `M ← α M + (1 − α) g` at each step with
+    /// this α (SNFS); after the optimizer's step.
+    Momentum(f64),
 }
 
 /// What a new weight starts with.
@@ -73,6 +77,10 @@ pub struct MoveSchedule {
     pub growth: Growth,
     /// Whether a place just given up may be taken again at once; then the weight stays as it was.
     pub regrow: bool,
+    /// Among which weights the smallest give their places up.
+    pub drop: DropScope,
+    /// How the places given up are spread over the layers.
+    pub redistribution: Redistribution,
     /// What new weights start with.
     pub value: FirstValue,
     /// What their moments start with.
@@ -100,6 +108,13 @@ pub(crate) const SCALE: Key = Key::new("scale", "of new weights that are drawn",
 pub(crate) const MOMENTS: Key =
     Key::new("moments", "of new weights: zero | keep: of the weight replaced | gradient", "\"zero\"");
 pub(crate) const MOMENT_SCALE: Key = Key::new("moment_scale", "of the gradient as a first moment", "1");
+pub(crate) const DROP: Key = Key::new(
+    "drop",
+    "the smallest are those of each layer | global: of all layers with this schedule",
+    "\"layer\"",
+);
+pub(crate) const REDISTRIBUTION: &str =
+    "of places between layers: none | nonzeros: by those that each has left | momentum: by its mean (snfs)";
 
 /// The keys of schedules whose new weights start from zero and whose share that moves falls.
 pub(crate) static KEYS: &[Key] = &[
@@ -113,6 +128,8 @@ pub(crate) static KEYS: &[Key] = &[
     SCALE,
     MOMENTS,
     MOMENT_SCALE,
+    DROP,
+    Key::new("redistribution", REDISTRIBUTION, "\"none\""),
 ];
 
 impl MoveSchedule {
@@ -136,13 +153,27 @@ impl MoveSchedule {
         let gradient = FirstMoment::Gradient(options.number("moment_scale", 0.0, f64::MAX)?);
         let moments = [("zero", FirstMoment::Zero), ("keep", FirstMoment::Keep), ("gradient", gradient)];
         let moment = options.choice("moments", &moments, "`zero`, `keep` or `gradient`")?;
-        if growth == Growth::Random && moment == gradient {
-            // No gradient is known outside the pattern.
-            return Err(options.wrong(
-                "moments",
-                "`zero` or `keep`, as places are random",
-                &json!("gradient"),
-            ));
+        let known = match growth {
+            Growth::Gradient => None,
+            // No gradient is known outside the pattern, or it is gone with the optimizer's step.
+            Growth::Random => Some("`zero` or `keep`, as places are random"),
+            Growth::Momentum(_) => Some("`zero` or `keep`, as places are found after the optimizer's step"),
+        };
+        if let Some(known) = known.filter(|_| moment == gradient) {
+            return Err(options.wrong("moments", known, &json!("gradient")));
+        }
+        let scopes = [("layer", DropScope::Layer), ("global", DropScope::Global)];
+        let drop = options.choice("drop", &scopes, "`layer` or `global`")?;
+        let redistributions = [
+            ("none", Redistribution::None),
+            ("nonzeros", Redistribution::Nonzeros),
+            ("momentum", Redistribution::Momentum),
+        ];
+        let expected = "`none`, `nonzeros` or `momentum`";
+        let redistribution = options.choice("redistribution", &redistributions, expected)?;
+        if redistribution == Redistribution::Momentum && !matches!(growth, Growth::Momentum(_)) {
+            let expected = "`none` or `nonzeros`, as only `snfs` keeps a momentum";
+            return Err(options.wrong("redistribution", expected, &json!("momentum")));
         }
         Ok(Self {
             name,
@@ -155,6 +186,8 @@ impl MoveSchedule {
             regrow,
             value,
             moment,
+            drop,
+            redistribution,
         })
     }
 
@@ -170,6 +203,14 @@ impl MoveSchedule {
         }
         let every = self.every.steps(horizon).max(1);
         Ok(MovePlan { begin, end, every, fraction: self.fraction, anneal: self.anneal })
+    }
+
+    /// Whether the layers store all of their weights, those that do not count as zeros: where their number changes, or the
+    /// average of the dense gradient is as large anyway.
+    pub fn stores_all(&self) -> bool {
+        self.drop == DropScope::Global
+            || self.redistribution != Redistribution::None
+            || matches!(self.growth, Growth::Momentum(_))
     }
 
     /// The config it was read from, every default filled in.
@@ -203,6 +244,18 @@ impl MoveSchedule {
                 json!("gradient")
             }
         };
+        if let Growth::Momentum(decay) = self.growth {
+            config["momentum"] = json!(decay);
+        }
+        config["drop"] = json!(match self.drop {
+            DropScope::Layer => "layer",
+            DropScope::Global => "global",
+        });
+        config["redistribution"] = json!(match self.redistribution {
+            Redistribution::None => "none",
+            Redistribution::Nonzeros => "nonzeros",
+            Redistribution::Momentum => "momentum",
+        });
         config
     }
 }
@@ -211,6 +264,11 @@ impl MovePlan {
     /// Whether the pattern moves at step `step`, from 0: first at begin, then every so many steps, last at end.
     pub fn is_due(&self, step: u64) -> bool {
         (self.begin..=self.end).contains(&step) && (step - self.begin).is_multiple_of(self.every)
+    }
+
+    /// Whether there is no update at step `step` or after it.
+    pub fn is_over(&self, step: u64) -> bool {
+        step > self.end
     }
 
     /// The share of stored weights that move at step `step`.
@@ -238,7 +296,7 @@ pub struct Move {
     pub positions: Vec<(u32, u32)>,
     /// For each of them, the place's index before; none for a new one.
     pub from: Vec<Option<u32>>,
-    /// Indices of the places given up, ascending; as many as are new.
+    /// Indices of the places given up, ascending; as many as are new, unless places move between layers.
     pub dropped: Vec<u32>,
 }
 
@@ -278,10 +336,27 @@ pub fn move_places(
     let count = if regrow { count.min(nnz) } else { count.min(nnz).min(free) };
     let per_block = pattern.block.0 * pattern.block.1;
     let norms: Vec<f64> = values.chunks_exact(per_block).map(norm).collect();
-    let kept = keep_largest(&norms, nnz - count);
     let mut is_kept = vec![false; nnz];
-    kept.iter().for_each(|&slot| is_kept[slot] = true);
+    keep_largest(&norms, nnz - count).into_iter().for_each(|slot| is_kept[slot] = true);
+    regrow_places(pattern, is_kept, count, regrow, search)
+}
 
+/// The move of a pattern whose stored places stay where `is_kept` says so, and that takes `count` new ones: among equals the
+/// lowest index first.
+///
+/// # Panics
+///
+/// When `is_kept` does not fit the pattern, or fewer than `count` places are free.
+pub fn regrow_places(
+    pattern: &Pattern,
+    mut is_kept: Vec<bool>,
+    count: usize,
+    regrow: bool,
+    search: Search<'_>,
+) -> Move {
+    let nnz = pattern.nnz();
+    assert_eq!(is_kept.len(), nnz, "a flag for each stored place");
+    let (grid_rows, grid_cols) = pattern.grid();
     let flat = |slot: usize| {
         let (row, col) = pattern.positions[slot];
         row as usize * grid_cols + col as usize
@@ -297,8 +372,9 @@ pub fn move_places(
         Search::Largest(scores) => largest_free(&taken, (grid_rows, grid_cols), count, scores),
     };
 
-    let mut places: Vec<(usize, Option<u32>)> =
-        kept.iter().map(|&slot| (flat(slot), Some(slot as u32))).collect();
+    assert_eq!(grown.len(), count, "new places");
+    let kept = (0..nnz).filter(|&slot| is_kept[slot]);
+    let mut places: Vec<(usize, Option<u32>)> = kept.map(|slot| (flat(slot), Some(slot as u32))).collect();
     let slot_of = |at: usize| {
         let place = ((at / grid_cols) as u32, (at % grid_cols) as u32);
         pattern.positions.binary_search(&place).ok()

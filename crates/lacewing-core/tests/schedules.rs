@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use lacewing_core::schedules::TABLE;
 use lacewing_core::{
-    Budget, Horizon, MaskPhase, MaskPlan, MovePlan, Pattern, PatternKind, Rng, Schedule, Search,
-    StructureError, build, choose_places, move_places,
+    Budget, DropScope, Horizon, MaskPhase, MaskPlan, MovePlan, Pattern, PatternKind, Rng, Schedule, Search,
+    StructureError, build, choose_places, keep_across, move_places, redistribute,
 };
 use serde_json::{Value, json};
 
@@ -245,6 +245,122 @@ fn random_places_are_equally_likely() {
             assert!((count as f64 - expected).abs() < 4.5 * deviation, "place {at}: {count}");
         }
     }
+}
+
+/// Groups of layers of random sizes, and what each has: norms of few different values, so that there are ties.
+fn layers_of(rng: &mut Rng) -> (Vec<Vec<f64>>, Vec<usize>) {
+    let n = 1 + rng.below(5) as usize;
+    let norms: Vec<Vec<f64>> =
+        (0..n).map(|_| (0..1 + rng.below(40)).map(|_| rng.below(7) as f64).collect()).collect();
+    let free = norms.iter().map(|_| rng.below(60) as usize).collect();
+    (norms, free)
+}
+
+#[test]
+fn between_layers_the_smallest_of_all_go_and_every_layer_keeps_one() {
+    // By hand: 3 of 8 go, the 1s of both layers, of the equal 2s that of the first layer.
+    let norms = [vec![1.0, 2.0, 5.0], vec![2.0, 1.0, 9.0, 8.0, 2.0]];
+    let kept = keep_across(&norms, 0.4, DropScope::Global, None);
+    assert_eq!(kept, [vec![false, false, true], vec![true, false, true, true, true]]);
+    // Each of its own: 1 of 3, 2 of 5.
+    let kept = keep_across(&norms, 0.4, DropScope::Layer, None);
+    assert_eq!(kept, [vec![false, true, true], vec![false, false, true, true, true]]);
+    let mut rng = Rng::new(3);
+    for _ in 0..300 {
+        let (norms, free) = layers_of(&mut rng);
+        let fraction = rng.below(101) as f64 / 100.0;
+        for free in [None, Some(&free[..])] {
+            let kept = keep_across(&norms, fraction, DropScope::Global, free);
+            let all: Vec<(f64, usize, usize)> = norms
+                .iter()
+                .enumerate()
+                .flat_map(|(l, norms)| norms.iter().enumerate().map(move |(i, &norm)| (norm, l, i)))
+                .collect();
+            // The rule by sorting everything.
+            let mut order = all.clone();
+            order.sort_by(|a, b| a.partial_cmp(b).unwrap());
+            let last = |l: usize| order.iter().rfind(|&&(_, layer, _)| layer == l).unwrap();
+            let most = free.map_or(usize::MAX, |free| free.iter().sum());
+            let count = ((fraction * all.len() as f64) as usize).min(all.len() - norms.len()).min(most);
+            let gone: BTreeSet<(usize, usize)> = order
+                .iter()
+                .filter(|place| *place != last(place.1))
+                .take(count)
+                .map(|&(_, l, i)| (l, i))
+                .collect();
+            assert_eq!(gone.len(), count);
+            for (_, l, i) in all {
+                assert_eq!(kept[l][i], !gone.contains(&(l, i)), "{norms:?} {fraction}");
+            }
+            assert!(kept.iter().all(|kept| kept.contains(&true)));
+        }
+        let kept = keep_across(&norms, fraction, DropScope::Layer, Some(&free));
+        for ((kept, norms), free) in kept.iter().zip(&norms).zip(free) {
+            let gone = kept.iter().filter(|kept| !**kept).count();
+            assert_eq!(gone, ((fraction * norms.len() as f64) as usize).min(norms.len() - 1).min(free));
+        }
+    }
+}
+
+#[test]
+fn what_is_grown_is_in_proportion_and_fits() {
+    assert_eq!(redistribute(0, &[1.0, 1.0], &[0, 0]), [0, 0]);
+    assert_eq!(redistribute(7, &[0.0, f64::NAN, 0.0], &[2, 4, 8]), [1, 2, 4], "no share: by room");
+    assert_eq!(redistribute(3, &[1.0, 1.0], &[5, 5]), [2, 1], "the first among equals");
+    assert_eq!(redistribute(9, &[1.0, 0.0, 0.0], &[4, 5, 5]), [4, 3, 2], "what is beyond the room");
+    let mut rng = Rng::new(11);
+    for _ in 0..500 {
+        let n = 1 + rng.below(6) as usize;
+        let rooms: Vec<usize> = (0..n).map(|_| rng.below(50) as usize).collect();
+        let shares: Vec<f64> = (0..n).map(|_| rng.below(4) as f64 * rng.uniform(0.0, 1.0)).collect();
+        let count = rng.below(rooms.iter().sum::<usize>() as u64 + 1) as usize;
+        let given = redistribute(count, &shares, &rooms);
+        assert_eq!(given.iter().sum::<usize>(), count, "{shares:?} {rooms:?}");
+        assert!(given.iter().zip(&rooms).all(|(given, room)| given <= room));
+        // Those that are not full share what the full ones leave: each within one of its part of it.
+        let open: Vec<usize> = (0..n).filter(|&l| given[l] < rooms[l]).collect();
+        let (left, sum) = open.iter().fold((0, 0.0), |(left, sum), &l| (left + given[l], sum + shares[l]));
+        for &l in open.iter().filter(|_| sum > 0.0) {
+            let part = left as f64 * shares[l] / sum;
+            // A layer that is full by its part as well as by rounding up may take one more from the others.
+            assert!((given[l] as f64 - part).abs() <= n as f64, "{shares:?} {rooms:?} {count}: {given:?}");
+        }
+    }
+    // Without full ones, the parts themselves.
+    for _ in 0..100 {
+        let shares: Vec<f64> = (0..5).map(|_| rng.uniform(0.1, 1.0)).collect();
+        let sum: f64 = shares.iter().sum();
+        let given = redistribute(1000, &shares, &[1000; 5]);
+        for (given, share) in given.iter().zip(&shares) {
+            assert!((*given as f64 - 1000.0 * share / sum).abs() < 1.0);
+        }
+        assert_eq!(given.iter().sum::<usize>(), 1000);
+    }
+}
+
+#[test]
+fn schedules_between_layers_store_all_weights() {
+    let read = |config: Value| Schedule::from_json(&config);
+    for (config, all) in [
+        (json!("rigl"), false),
+        (json!("set"), false),
+        (json!({"name": "set", "redistribution": "nonzeros"}), true),
+        (json!({"name": "block_moves", "drop": "global"}), true),
+        (json!("snfs"), true),
+        (json!({"name": "snfs", "redistribution": "none"}), true),
+    ] {
+        assert_eq!(read(config.clone()).unwrap().stores_all(), all, "{config}");
+    }
+    let error = |config: Value| read(config).unwrap_err().to_string();
+    assert!(error(json!({"name": "rigl", "redistribution": "momentum"})).contains("only `snfs`"));
+    assert!(error(json!({"name": "snfs", "moments": "gradient"})).contains("after the optimizer's step"));
+    assert!(error(json!({"name": "snfs", "momentum": 1})).contains("below 1"));
+    assert!(error(json!({"name": "set", "drop": "all"})).contains("`layer` or `global`"));
+    // Its defaults are the paper's: an update each epoch, one weight in five at first, momentum 0.9.
+    let Ok(Schedule::Moves(snfs)) = read(json!("snfs")) else { panic!("not moves") };
+    assert_eq!((snfs.fraction, snfs.growth), (0.2, lacewing_core::Growth::Momentum(0.9)));
+    let plan = snfs.plan(Horizon { total_steps: 500, steps_per_epoch: 100 }).unwrap();
+    assert_eq!((0..500).filter(|&step| plan.is_due(step)).collect::<Vec<_>>(), [100, 200, 300, 400]);
 }
 
 #[test]

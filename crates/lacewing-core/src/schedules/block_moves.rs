@@ -4,7 +4,8 @@ use super::{Schedule, ScheduleKind};
 use crate::MoveSchedule;
 use crate::config::Key;
 use crate::move_plan::{
-    ANNEAL, BEGIN, END, EVERY, FRACTION, Growth, MOMENT_SCALE, MOMENTS, POWER, SCALE, VALUE,
+    ANNEAL, BEGIN, DROP, END, EVERY, FRACTION, Growth, MOMENT_SCALE, MOMENTS, POWER, REDISTRIBUTION, SCALE,
+    VALUE,
 };
 
 /// The row of the table.
@@ -22,6 +23,8 @@ pub(super) static KIND: ScheduleKind = ScheduleKind {
         SCALE,
         MOMENTS,
         MOMENT_SCALE,
+        DROP,
+        Key::new("redistribution", REDISTRIBUTION, "\"none\""),
     ],
     build: |options| Ok(Schedule::Moves(MoveSchedule::read(options, Growth::Random, false)?)),
 };

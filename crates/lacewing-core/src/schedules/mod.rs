@@ -2,8 +2,8 @@
 //!
 //! A schedule is of one of three kinds. With *masks* all weights are stored, and at each step n of every m count
 //! ([`MaskSchedule`]). With *learned masks* all are stored too, and fewer and fewer places count, those of the highest scores
-//! ([`LearnSchedule`]). With *moves* only kept weights are stored, and now and then some change their places
-//! ([`MoveSchedule`]). All are pure functions of the step, of weights and scores, and of the seed.
+//! ([`LearnSchedule`]). With *moves* only kept weights are stored, and now and then some change their places; where they do so
+//! between layers, all are stored and those that are not kept are zeros ([`MoveSchedule`]). All are pure functions of the step, of weights and scores, and of the seed.
 
 use serde_json::{Map, Value};
 
@@ -18,6 +18,7 @@ mod mask_decay;
 mod movement;
 mod rigl;
 mod set;
+mod snfs;
 mod sr_ste;
 mod straight_through;
 mod structure_decay;
@@ -30,6 +31,7 @@ pub static TABLE: &[&ScheduleKind] = &[
     &structure_decay::KIND,
     &rigl::KIND,
     &set::KIND,
+    &snfs::KIND,
     &block_moves::KIND,
     &movement::KIND,
     &magnitude::KIND,
@@ -52,7 +54,7 @@ pub struct ScheduleKind {
 pub enum Schedule {
     /// All weights are stored, a mask is chosen at each step.
     Masks(MaskSchedule),
-    /// Kept weights are stored, some move now and then.
+    /// Kept weights are stored, or all between layers; some move now and then.
     Moves(MoveSchedule),
     /// All weights are stored, fewer and fewer places count.
     Learns(LearnSchedule),
@@ -104,7 +106,10 @@ impl Schedule {
 
     /// Whether a layer stores all of its weights, and is packed when it is written.
     pub fn stores_all(&self) -> bool {
-        matches!(self, Self::Masks(_) | Self::Learns(_))
+        match self {
+            Self::Masks(_) | Self::Learns(_) => true,
+            Self::Moves(moves) => moves.stores_all(),
+        }
     }
 
     /// Checks that a structure can change so: masks need N:M, moves and learned masks a pattern whose places are free.
