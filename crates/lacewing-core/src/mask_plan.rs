@@ -1,7 +1,7 @@
 //! Schedules of weights that are all stored: which of them count at each step, and by how much the rest still do.
 //!
-//! The effective weight is `W ⊙ (m + (1 − m) d)`: m keeps the n largest magnitudes of every m consecutive weights and is
-//! chosen anew at each step, d falls from 1 to 0. Everything here is a pure function of the global optimizer step, so a run
+//! The effective weight is `W ⊙ (m + (1 − m) d)`: m keeps the n largest magnitudes of every m consecutive weights, or of all of
+//! the layer's where its places are free, and is chosen anew at each step, d falls from 1 to 0. Everything here is a pure function of the global optimizer step, so a run
 //! that is taken up again stands where it stood.
 
 use serde_json::{Value, json};

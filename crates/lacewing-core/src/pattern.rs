@@ -85,6 +85,15 @@ impl Pattern {
         self.nnz() * self.block.0 * self.block.1
     }
 
+    /// What a schedule of masks ends with: so many weights kept of every so many. N:M has its own groups; of other places the
+    /// whole weight is one, of which as many are kept as are stored.
+    pub fn mask_group(&self) -> (usize, usize) {
+        match self.kind {
+            PatternKind::Nm { n, m, .. } => (n, m),
+            _ => (self.nnz(), self.grid().0 * self.grid().1),
+        }
+    }
+
     /// Where each block row starts in [`Pattern::positions`]; one entry more than there are block rows.
     pub fn row_starts(&self) -> Vec<u32> {
         starts(self.grid().0, self.positions.iter().map(|&(row, _)| row))

@@ -221,6 +221,24 @@ fn parts(params: &Params, weight_decay: f32) -> impl Iterator<Item = (Part, f32)
     parts.into_iter().filter(|(part, _)| part.len > 0)
 }
 
+/// `average ← decay · average + (1 − decay) · values`: an exponential moving average of anything, such as a gradient.
+///
+/// Shapes: both the same, f32.
+///
+/// # Errors
+///
+/// [`EngineError::Shape`], [`EngineError::DType`] or [`EngineError::Device`] when they differ; what the device reports.
+pub fn moving_average(values: &Tensor, average: &Tensor, decay: f32) -> Result<()> {
+    const OP: &str = "moving_average";
+    average.expect_shape(OP, "average", values.shape())?;
+    average.expect_device(OP, "average", values)?;
+    values.expect_dtype(OP, "values", DType::F32)?;
+    average.expect_dtype(OP, "average", DType::F32)?;
+    kernels::ema(values, average, decay)?;
+    average.wrote();
+    Ok(())
+}
+
 /// An exponential moving average of the parameters: `s ← d s + (1 − d) p`.
 ///
 /// At step `t`, from 1, `d` is `decay`; warmed up it is `min(decay, (1 + t) / (10 + t))`, so that early steps do not keep

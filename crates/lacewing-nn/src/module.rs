@@ -7,7 +7,7 @@
 use crate::conv2d::with_channels;
 use crate::linear::{Linear, LinearOptions};
 use crate::{Choice, Evolving, NnError, Result, Rules};
-use lacewing_core::{Form, IndexBuffer, MaskPhase, ParamSpec, Rng, Schedule, Structure};
+use lacewing_core::{Form, Growth, IndexBuffer, ParamSpec, Rng, Schedule, Structure};
 use lacewing_engine::{DType, Device, ParamId, Params, ParamsBuilder};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -193,10 +193,8 @@ impl ModelBuilder {
         let params = self.params.build()?;
         for layer in self.evolving.iter().filter(|_| self.values != Values::None) {
             layer.let_through(&params, params.flat_master())?;
-            let structure = layer.structure();
-            let Form::Pattern(pattern) = structure.form() else { continue };
-            if let lacewing_core::PatternKind::Nm { n, m, .. } = pattern.kind {
-                layer.mask(&params, MaskPhase::Masked { n, m, rest: 0.0 }, params.flat_master())?;
+            if let Some(phase) = layer.final_phase() {
+                layer.mask(&params, phase, params.flat_master())?;
             }
         }
         let (summary, buffers, evolving) = (self.summary, self.buffers, self.evolving);
@@ -387,13 +385,19 @@ impl Scope<'_> {
         let structure = linear.structure();
         let counts = structure.counts();
         if schedule.is_some_and(Schedule::stores_all) {
-            // All weights were counted as they were added, and a learned mask's values; the file has the packed ones.
+            // All weights were counted as they were added, and what a mask is made of; the file has the packed ones.
             let stored = structure.n_in() * structure.n_out();
-            let places = match (schedule, structure.form()) {
-                (Some(Schedule::Learns(_)), Form::Pattern(pattern)) => pattern.grid().0 * pattern.grid().1,
+            let constants = match (schedule, structure.form()) {
+                (Some(Schedule::Learns(_)), Form::Pattern(pattern)) => {
+                    2 * pattern.grid().0 * pattern.grid().1
+                }
+                (Some(Schedule::Moves(moves)), Form::Pattern(pattern)) => {
+                    let momentum = if matches!(moves.growth, Growth::Momentum(_)) { stored } else { 0 };
+                    pattern.grid().0 * pattern.grid().1 + momentum
+                }
                 _ => 0,
             };
-            self.builder.summary.bytes -= 4 * (stored.saturating_sub(counts.parameters) + 2 * places);
+            self.builder.summary.bytes -= 4 * (stored.saturating_sub(counts.parameters) + constants);
         } else {
             for mut buffer in structure.buffers() {
                 buffer.name = format!("{layer}.{}", buffer.name);

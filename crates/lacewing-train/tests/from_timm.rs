@@ -229,6 +229,36 @@ fn sparsity_keys_become_schedules() {
 }
 
 #[test]
+fn a_rate_prunes_the_layer_as_a_whole() {
+    let text = |lines: &str| format!("model: vit_tiny_patch16_224\ncolor_jitter: null\nepochs: 20\n{lines}");
+    // The rate overrides n and m under every type, as in the fork.
+    for (kind, schedule) in
+        [("UNSTRUCTURED", "mask_decay"), ("STRUCTURED_NM", "mask_decay"), ("SRSTE", "sr_ste")]
+    {
+        let lines = format!(
+            "sparsity_type: {kind}\nprune_rate: 0.75\nn_sparsity: 1\nm_sparsity: 8\ndecay_type: exp\n\
+             dense_steps: 0.1\nsparsity_loc: FFQK\nprune_rate_qkv: 0.5"
+        );
+        let read = from_timm("test.yaml", &text(&lines), &[]).expect(kind);
+        let mlp = &read.recipe.model["mlp"];
+        assert_eq!(mlp["structure"], json!("unstructured"), "{kind}");
+        assert_eq!(mlp["sparsity"], json!(0.75));
+        assert!(mlp.get("n").is_none() && mlp.get("m").is_none());
+        assert_eq!(mlp["schedule"]["name"], json!(schedule));
+        assert_eq!(mlp["schedule"]["dense"], json!("2 epochs"));
+        let rule = &read.recipe.model["rules"][0];
+        assert_eq!((&rule["structure"], &rule["sparsity"]), (&json!("unstructured"), &json!(0.5)), "{kind}");
+        let row = read.mapped.iter().find(|row| row.key == "prune_rate").expect("given");
+        assert_eq!(row.becomes, ["model.mlp.sparsity = 0.75"]);
+        let row = read.mapped.iter().find(|row| row.key == "n_sparsity").expect("given");
+        assert!(row.becomes[0].starts_with("nothing: "), "{row:?}");
+    }
+    // Without a rate the type alone changes nothing.
+    let read = from_timm("test.yaml", &text("sparsity_type: UNSTRUCTURED"), &[]).expect("n:m");
+    assert_eq!(read.recipe.model["mlp"]["structure"], json!("nm"));
+}
+
+#[test]
 fn what_cannot_be_is_named_with_key_and_value() {
     for (lines, parts) in [
         ("n_sparsty: 3", &["`n_sparsty` = 3", "did you mean `n_sparsity`"][..]),
@@ -253,8 +283,11 @@ fn what_cannot_be_is_named_with_key_and_value() {
         ("dataset: tfds/imagenet", &["`dataset`", "tfds/imagenet", "image_folder"]),
         ("interpolation: lanczos", &["`interpolation`", "lanczos", "bicubic"]),
         ("input_size: [3, 8, 9]", &["`input_size`", "square"]),
-        ("prune_rate: 0.5", &["`prune_rate`", "0.5", "n of every m"]),
-        ("sparsity_type: UNSTRUCTURED", &["`sparsity_type`", "UNSTRUCTURED", "rigl"]),
+        ("sparsity_type: UNSTRUCTURED\nprune_rate: 1", &["`prune_rate`", "below 1", "1"]),
+        (
+            "sparsity_type: UNSTRUCTURED\nprune_rate: 0.5\nstructure_decay_flag: true",
+            &["`structure_decay_flag`", "prune_rate overrides"],
+        ),
         ("sparsity_type: NM", &["`sparsity_type`", "STRUCTURED_NM", "\"NM\""]),
         ("sparsity_type: STRUCTURED_NM\nn_sparsity: 5", &["`n_sparsity`", "m_sparsity = 4", "5"]),
         ("sparsity_type: STRUCTURED_NM\nsparsity_loc: FFX", &["`sparsity_loc`", "FFX"]),

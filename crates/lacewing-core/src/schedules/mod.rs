@@ -1,7 +1,7 @@
 //! Schedules: how the structure of a layer changes with the global optimizer step. One file a schedule, one row here.
 //!
-//! A schedule is of one of three kinds. With *masks* all weights are stored, and at each step n of every m count
-//! ([`MaskSchedule`]). With *learned masks* all are stored too, and fewer and fewer places count, those of the highest scores
+//! A schedule is of one of three kinds. With *masks* all weights are stored, and at each step n of every m count, or
+//! the largest of the layer ([`MaskSchedule`]). With *learned masks* all are stored too, and fewer and fewer places count, those of the highest scores
 //! ([`LearnSchedule`]). With *moves* only kept weights are stored, and now and then some change their places; where they do so
 //! between layers, all are stored and those that are not kept are zeros ([`MoveSchedule`]). All are pure functions of the step, of weights and scores, and of the seed.
 
@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::config::nearest;
 use crate::{
-    Form, Key, LearnSchedule, MaskSchedule, MoveSchedule, Options, PatternKind, Structure, StructureError,
+    Form, Key, LearnSchedule, MaskSchedule, MoveSchedule, Options, PatternKind, Stages, Structure,
+    StructureError,
 };
 
 mod block_moves;
@@ -36,6 +37,9 @@ pub static TABLE: &[&ScheduleKind] = &[
     &movement::KIND,
     &magnitude::KIND,
 ];
+
+/// Structures that masks take.
+const MASKED: &str = "`nm`, `unstructured` or `small_world`";
 
 /// One row of the table of schedules.
 #[derive(Debug)]
@@ -112,7 +116,8 @@ impl Schedule {
         }
     }
 
-    /// Checks that a structure can change so: masks need N:M, moves and learned masks a pattern whose places are free.
+    /// Checks that a structure can change so: masks need N:M or single weights whose places are free, moves and learned masks a
+    /// pattern whose places are free.
     ///
     /// # Errors
     ///
@@ -123,10 +128,19 @@ impl Schedule {
             Err(StructureError::Unscheduled { schedule, structure, needs })
         };
         match (self, structure.form()) {
-            (Self::Masks(_), Form::Pattern(pattern)) if matches!(pattern.kind, PatternKind::Nm { .. }) => {
-                Ok(())
-            }
-            (Self::Masks(_), _) => refused("`nm`"),
+            (Self::Masks(masks), Form::Pattern(pattern)) => match pattern.kind {
+                PatternKind::Nm { .. } => Ok(()),
+                PatternKind::Unstructured if structure.with_positions(Vec::new()).is_none() => {
+                    refused(MASKED)
+                }
+                // Groups of another size would be larger than the layer, or say nothing of it.
+                PatternKind::Unstructured if !matches!(masks.stages, Stages::Target | Stages::Sparsify) => {
+                    refused("`nm`, or the stages `target` or `sparsify`")
+                }
+                PatternKind::Unstructured => Ok(()),
+                PatternKind::Block => refused(MASKED),
+            },
+            (Self::Masks(_), _) => refused(MASKED),
             (Self::Moves(_) | Self::Learns(_), Form::Pattern(pattern))
                 if structure.with_positions(pattern.positions.clone()).is_some() =>
             {

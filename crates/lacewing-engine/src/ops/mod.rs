@@ -17,6 +17,7 @@ pub mod k_winners;
 mod launch;
 pub mod layer_norm;
 pub mod linear;
+pub mod magnitude_scale;
 pub mod matmul;
 pub mod max_pool;
 pub mod monarch;
@@ -46,10 +47,11 @@ pub use gather::{GatherIndex, gather};
 pub use k_winners::{Competition, DutyCycles, DutyRate, k_winners};
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{FilledWeight, PackedWeight, linear, linear_packed};
+pub use magnitude_scale::magnitude_scale;
 pub use matmul::matmul;
 pub use max_pool::max_pool;
 pub use monarch::{MonarchPlan, monarch};
-pub use nm_scale::{NmFactors, NmGroups, nm_scale};
+pub use nm_scale::{MaskFactors, NmGroups, nm_scale};
 pub use patchify::patchify;
 pub use scatter::scatter_blocks;
 pub use softmax_cross_entropy::{Target, ranks, softmax_cross_entropy};
@@ -73,6 +75,7 @@ pub static SOURCES: &[&lacewing_cuda::Source] = &[
     &gather::cuda::SOURCE,
     &k_winners::cuda::SOURCE,
     &layer_norm::cuda::SOURCE,
+    &magnitude_scale::cuda::SOURCE,
     &max_pool::cuda::SOURCE,
     &nm_scale::cuda::SOURCE,
     &optimizer::cuda::SOURCE,

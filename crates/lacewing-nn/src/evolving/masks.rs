@@ -1,9 +1,35 @@
-//! Masks of N:M chosen by magnitude: effective weights, and the gradients of dropped ones.
+//! Masks chosen by magnitude, of N:M or over the whole layer: effective weights, and the gradients of dropped ones.
 
 use super::{Evolving, Kind, pattern_of};
 use lacewing_core::{Axis, GradientPolicy, MaskPhase, PatternKind, Schedule};
-use lacewing_engine::ops::{NmFactors, NmGroups, nm_scale};
+use lacewing_engine::ops::{MaskFactors, NmGroups, magnitude_scale, nm_scale};
 use lacewing_engine::{DType, EngineError, Params, Tensor};
+
+/// Which weights a mask keeps.
+#[derive(Clone, Copy)]
+enum Kept {
+    /// The largest of each group.
+    Groups(NmGroups),
+    /// So many, the largest of the layer.
+    Largest(usize),
+}
+
+impl Kept {
+    /// `out = values · f`, or `out += values · f`, f a factor for places of `by` that are kept and one for the others.
+    fn scale(
+        self,
+        by: &Tensor,
+        values: &Tensor,
+        factors: MaskFactors,
+        out: &Tensor,
+        accumulate: bool,
+    ) -> Result<(), EngineError> {
+        match self {
+            Self::Groups(groups) => nm_scale(by, values, groups, factors, out, accumulate),
+            Self::Largest(kept) => magnitude_scale(by, values, kept, factors, out, accumulate),
+        }
+    }
+}
 
 impl Evolving {
     /// Chooses the mask of `phase` by the weights in `by`, shaped as the masters, and makes the effective weights of the
@@ -15,9 +41,9 @@ impl Evolving {
     pub fn mask(&self, params: &Params, phase: MaskPhase, by: &Tensor) -> Result<(), EngineError> {
         let Kind::Masked(effective) = &self.kind else { return Ok(()) };
         let (weight, out) = (params.master(self.weight), self.effective(effective, params)?);
-        let (groups, dropped) = self.groups(phase);
-        let factors = NmFactors { kept: 1.0, dropped };
-        nm_scale(&params.view(by, self.weight), &weight, groups, factors, out, false)
+        let (mask, dropped) = self.kept(phase);
+        let factors = MaskFactors { kept: 1.0, dropped };
+        mask.scale(&params.view(by, self.weight), &weight, factors, out, false)
     }
 
     /// Makes the gradient of the effective weights that of the stored ones, by the schedule's policy; before clipping.
@@ -32,37 +58,40 @@ impl Evolving {
             return Ok(());
         };
         let (weight, gradient) = (params.master(self.weight), params.gradient(self.weight)?);
-        let (groups, rest) = self.groups(phase);
+        let (mask, rest) = self.kept(phase);
         match schedule.gradient {
             _ if phase == MaskPhase::Dense => Ok(()),
             GradientPolicy::StraightThrough => Ok(()),
             GradientPolicy::Masked => {
-                let factors = NmFactors { kept: 1.0, dropped: rest };
-                nm_scale(&weight, &gradient, groups, factors, &gradient, false)
+                let factors = MaskFactors { kept: 1.0, dropped: rest };
+                mask.scale(&weight, &gradient, factors, &gradient, false)
             }
             GradientPolicy::SrSte { lambda, decoupled: false } => {
-                let factors = NmFactors { kept: 0.0, dropped: lambda as f32 };
-                nm_scale(&weight, &weight, groups, factors, &gradient, true)
+                let factors = MaskFactors { kept: 0.0, dropped: lambda as f32 };
+                mask.scale(&weight, &weight, factors, &gradient, true)
             }
             GradientPolicy::SrSte { lambda, decoupled: true } => {
-                let factors = NmFactors { kept: 1.0, dropped: (1.0 - lr * lambda) as f32 };
+                let factors = MaskFactors { kept: 1.0, dropped: (1.0 - lr * lambda) as f32 };
                 // Not in place: a group's other weights are read to rank each.
                 let decayed = Tensor::empty(&params.device(), DType::F32, weight.shape())?;
-                nm_scale(&weight, &weight, groups, factors, &decayed, false)?;
+                mask.scale(&weight, &weight, factors, &decayed, false)?;
                 weight.set_from(&decayed)
             }
         }
     }
 
-    /// The groups of a phase, and what dropped weights count.
-    fn groups(&self, phase: MaskPhase) -> (NmGroups, f32) {
+    /// What a phase keeps, and what dropped weights count.
+    fn kept(&self, phase: MaskPhase) -> (Kept, f32) {
         let axis = match pattern_of(&*self.structure()).kind {
-            PatternKind::Nm { axis, .. } => axis,
-            _ => Axis::Row,
+            PatternKind::Nm { axis, .. } => Some(axis),
+            _ => None,
         };
-        match phase {
-            MaskPhase::Dense => (NmGroups { n: 1, m: 1, axis }, 1.0),
-            MaskPhase::Masked { n, m, rest } => (NmGroups { n, m, axis }, rest as f32),
+        match (phase, axis) {
+            (MaskPhase::Dense, _) => (Kept::Groups(NmGroups { n: 1, m: 1, axis: Axis::Row }), 1.0),
+            (MaskPhase::Masked { n, m, rest }, Some(axis)) => {
+                (Kept::Groups(NmGroups { n, m, axis }), rest as f32)
+            }
+            (MaskPhase::Masked { n, rest, .. }, None) => (Kept::Largest(n), rest as f32),
         }
     }
 }

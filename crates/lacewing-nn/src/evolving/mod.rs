@@ -1,17 +1,22 @@
 //! Layers whose structure changes in training: what their schedules do to weights, gradients and patterns.
 //!
 //! A layer with a schedule of masks, learned ones or not, stores all of its weights and multiplies by the effective ones; one
-//! with a schedule of moves stores kept weights and changes their places. Which step it is, and so what is to be done, is known to whoever
+//! with a schedule of moves stores kept weights and changes their places, or, where places move between layers, all weights,
+//! zeros where none is kept. Which step it is, and so what is to be done, is known to whoever
 //! trains: it calls these methods, in the same order on every device.
 
+mod across;
 mod learned;
 mod masks;
 mod moves;
 
+pub use across::choose_across;
 pub use moves::{First, Follower};
 
+pub(crate) use across::{Across, places};
+
 use crate::linear::Running;
-use lacewing_core::{Form, IndexBuffer, Pattern, Schedule, Structure};
+use lacewing_core::{Form, IndexBuffer, MaskPhase, Pattern, Schedule, Structure};
 use lacewing_engine::ops::DenseGradient;
 use lacewing_engine::{EngineError, ParamId, Params, Tensor};
 use std::sync::atomic::AtomicBool;
@@ -24,7 +29,7 @@ pub struct Evolving {
     pub name: String,
     /// How it changes.
     pub schedule: Schedule,
-    /// Its weights: all of them under masks, the stored ones under moves.
+    /// Its weights: all of them under masks and moves between layers, the stored ones under other moves.
     pub weight: ParamId,
     pub(crate) running: Arc<Running>,
     pub(crate) kind: Kind,
@@ -35,6 +40,7 @@ pub(crate) enum Kind {
     Masked(Arc<Effective>),
     Moving(Arc<Watch>),
     Learned(Arc<Learned>),
+    Across(Arc<Across>),
 }
 
 /// A learned mask: values of the model that are not trained.
@@ -59,7 +65,8 @@ pub(crate) struct Watch {
 }
 
 impl Evolving {
-    /// The structure as it is now; under masks the one it is to be packed into.
+    /// The structure as it is now; under masks the one it is to be packed into, under moves between layers the one it began
+    /// with.
     pub fn structure(&self) -> Arc<dyn Structure> {
         self.running.structure()
     }
@@ -89,6 +96,13 @@ impl Evolving {
             let _ = effective.set(fresh);
         }
         Ok(effective.get().expect("set above"))
+    }
+
+    /// The phase that a schedule of masks ends with; none under another schedule.
+    pub fn final_phase(&self) -> Option<MaskPhase> {
+        let structure = self.structure();
+        let (n, m) = pattern_of(&*structure).mask_group();
+        matches!(self.schedule, Schedule::Masks(_)).then_some(MaskPhase::Masked { n, m, rest: 0.0 })
     }
 
     /// Rows and columns of a block of the structure.

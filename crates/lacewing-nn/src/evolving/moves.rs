@@ -1,10 +1,12 @@
 //! Moves: which places change, and how weights, moments and averages follow.
+//!
+//! Where places move between layers, `across` says which; weights and what follows them are taken along here, too.
 
 use super::{Evolving, Kind, Watch, block_norms, pattern_of};
 use lacewing_core::{
     FirstMoment, FirstValue, Growth, Move, MoveSchedule, Pattern, Rng, Schedule, Search, move_places,
 };
-use lacewing_engine::ops::{DenseGradient, SumOver};
+use lacewing_engine::ops::SumOver;
 use lacewing_engine::{EngineError, Params, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
@@ -68,7 +70,7 @@ impl Evolving {
         let mut failed = None;
         let mut scores = |rows: Range<usize>, to: &mut [f64]| {
             if failed.is_none() {
-                failed = score(pattern, &watch.gradient, rows, to).err();
+                failed = score(pattern, &|rows| watch.gradient.rows(rows), rows, to).err();
             }
         };
         let moved = move_places(pattern, &values, count, moves.regrow, Search::Largest(&mut scores));
@@ -93,28 +95,47 @@ impl Evolving {
         followers: &[Follower<'_>],
         rng: &mut Rng,
     ) -> Result<(), EngineError> {
-        let (moves, watch) = self.moving();
-        let structure = self.structure();
+        let (Schedule::Moves(moves), Some(structure)) = (&self.schedule, self.stored_places(params)?) else {
+            panic!("layer `{}` is not under a schedule of moves", self.name)
+        };
         let pattern = pattern_of(&*structure);
+        let next =
+            structure.with_positions(moved.positions.clone()).expect("checked when the layer was built");
         let per_block = pattern.block.0 * pattern.block.1;
-        let values = params.master(self.weight).to_f32()?;
+        // Between layers all weights are stored: those at the places are taken out, and put at the new ones among zeros.
+        let dense = matches!(self.kind, Kind::Across(_));
+        let taken = |array: &Tensor| -> Result<Vec<f32>, EngineError> {
+            let values = array.to_f32()?;
+            Ok(if dense { pattern.gather(&values) } else { values })
+        };
+        let values = taken(&params.master(self.weight))?;
         let n_new = moved.from.iter().filter(|from| from.is_none()).count() * per_block;
         let drawn = first_values(moves.value, &values, n_new, rng);
         let zeros = vec![0.0; n_new];
-        let gradients = match moves.moment {
-            FirstMoment::Gradient(scale) => grown(pattern, &watch.gradient, moved, scale)?,
+        let gradients = match (moves.moment, &self.kind) {
+            (FirstMoment::Gradient(scale), Kind::Moving(watch)) => {
+                grown(pattern, &|rows| watch.gradient.rows(rows), moved, scale)?
+            }
+            (FirstMoment::Gradient(scale), _) => {
+                let (all, n_in) = (params.gradient(self.weight)?.to_f32()?, pattern.n_in);
+                grown(pattern, &|rows| Ok(all[rows.start * n_in..rows.end * n_in].to_vec()), moved, scale)?
+            }
             _ => Vec::new(),
         };
         let kept_moments = |old: &[f32]| -> Vec<f32> {
             let blocks = moved.dropped.iter().map(|&slot| slot as usize * per_block);
-            blocks.flat_map(|at| old[at..at + per_block].iter().copied()).collect()
+            let mut kept: Vec<f32> = blocks.flat_map(|at| old[at..at + per_block].iter().copied()).collect();
+            // Between layers there may be more new places than were given up, or fewer.
+            kept.resize(n_new, 0.0);
+            kept
         };
         let put = |array: &Tensor, old: Vec<f32>, new: &[f32]| {
-            array.set_f32(&moved_values(moved, per_block, &old, new))
+            let values = moved_values(moved, per_block, &old, new);
+            array.set_f32(&if dense { pattern_of(&*next).scatter(&values) } else { values })
         };
         for follower in followers {
             let array = params.view(follower.flat, self.weight);
-            let old = array.to_f32()?;
+            let old = taken(&array)?;
             match (follower.first, moves.moment) {
                 (First::Weight, _) => put(&array, old, &drawn)?,
                 (First::Moment { .. }, FirstMoment::Zero) => put(&array, old, &zeros)?,
@@ -129,9 +150,10 @@ impl Evolving {
             }
         }
         put(&params.master(self.weight), values, &drawn)?;
-        let next =
-            structure.with_positions(moved.positions.clone()).expect("checked when the layer was built");
-        self.running.replace(next)
+        match &self.kind {
+            Kind::Across(across) => across.set_places(params, pattern_of(&*next)),
+            _ => self.running.replace(next),
+        }
     }
 
     fn moving(&self) -> (&MoveSchedule, &Watch) {
@@ -172,10 +194,13 @@ fn first_values(rule: FirstValue, values: &[f32], count: usize, rng: &mut Rng) -
 /// Elements of the gradient that are fetched at a time: 64 MiB.
 const FETCHED: usize = 1 << 24;
 
+/// Fetches rows of the gradient of a dense weight, `[rows.len(), n_in]`.
+type GradientRows<'a> = &'a dyn Fn(Range<usize>) -> Result<Vec<f32>, EngineError>;
+
 /// The norms of the gradient in the blocks of the grid rows `rows`.
 fn score(
     pattern: &Pattern,
-    gradient: &DenseGradient,
+    gradient: GradientRows<'_>,
     rows: Range<usize>,
     to: &mut [f64],
 ) -> Result<(), EngineError> {
@@ -184,7 +209,7 @@ fn score(
     for start in rows.clone().step_by(step) {
         let end = (start + step).min(rows.end);
         let elements = start * block_rows..(end * block_rows).min(pattern.n_out);
-        let fetched = gradient.rows(elements)?;
+        let fetched = gradient(elements)?;
         let to = &mut to[(start - rows.start) * cols..(end - rows.start) * cols];
         block_norms(pattern, &fetched, to);
     }
@@ -194,7 +219,7 @@ fn score(
 /// The gradient at the new places, times `scale`, in their order.
 fn grown(
     pattern: &Pattern,
-    gradient: &DenseGradient,
+    gradient: GradientRows<'_>,
     moved: &Move,
     scale: f64,
 ) -> Result<Vec<f32>, EngineError> {
@@ -205,7 +230,7 @@ fn grown(
     for (&(row, col), _) in moved.positions.iter().zip(&moved.from).filter(|(_, from)| from.is_none()) {
         if fetched.0 != row {
             let first = row as usize * rows;
-            fetched = (row, gradient.rows(first..(first + rows).min(pattern.n_out))?);
+            fetched = (row, gradient(first..(first + rows).min(pattern.n_out))?);
         }
         for i in 0..rows {
             for j in col as usize * cols..(col as usize + 1) * cols {

@@ -13,10 +13,10 @@ mod merged;
 mod scatter_dense;
 mod sum;
 
-use crate::evolving::{Effective, Evolving, Kind, Learned, Watch};
+use crate::evolving::{Across, Effective, Evolving, Kind, Learned, Watch, places};
 use crate::module::Scope;
 use crate::{NnError, Result};
-use lacewing_core::{Dense, Form, Init, Schedule, Structure};
+use lacewing_core::{Dense, Form, Growth, Init, Schedule, Structure};
 use lacewing_engine::ops::{self, Activation, DenseGradient};
 use lacewing_engine::{Cx, DType, Device, EngineError, ParamId, Var};
 use std::fmt::Debug;
@@ -236,8 +236,8 @@ fn kind_of(device: &Device) -> DeviceKind {
 }
 
 impl Linear {
-    /// Adds the parameters of `structure` and a bias to `scope`. Under a schedule of masks all weights are stored and
-    /// multiplied, and `structure` says what they are to be packed into.
+    /// Adds the parameters of `structure` and a bias to `scope`. Under a schedule of masks, or of moves between layers, all
+    /// weights are stored and multiplied, and `structure` says what they are to be packed into.
     pub(crate) fn build(
         scope: &mut Scope<'_>,
         structure: Box<dyn Structure>,
@@ -249,6 +249,16 @@ impl Linear {
         let changes = match schedule {
             None => None,
             Some(Schedule::Masks(_)) => Some(Kind::Masked(Arc::new(Effective::new()))),
+            Some(Schedule::Moves(moves)) if moves.stores_all() => {
+                let Form::Pattern(pattern) = structure.form() else {
+                    unreachable!("schedules are checked before")
+                };
+                let (rows, cols) = pattern.grid();
+                let mask = scope.constant("mask", &[rows, cols], || places(pattern))?;
+                let average = || scope.constant("momentum", &[n_out, n_in], || vec![0.0; n_out * n_in]);
+                let momentum = matches!(moves.growth, Growth::Momentum(_)).then(average).transpose()?;
+                Some(Kind::Across(Arc::new(Across { mask, momentum })))
+            }
             Some(Schedule::Moves(_)) => {
                 let gradient = DenseGradient::new(n_out, n_in);
                 Some(Kind::Moving(Arc::new(Watch { gradient, is_on: AtomicBool::new(false) })))
@@ -276,11 +286,19 @@ impl Linear {
         // The kernel asked for is that of the structure, which masks come to only when they are packed.
         let forced_now = if stores_all { None } else { forced };
         let product = Problem { structure: run, forced: forced_now, ..problem }.prepare(scope.device())?;
-        let weights = scope.parameters(&run.params(), |rng| run.init(options.init, rng))?;
+        // Between layers the weights that are not kept are zeros, and the others start as they would without them.
+        let own = if matches!(changes, Some(Kind::Across(_))) { structure.as_ref() } else { run };
+        let weights = scope.parameters(&run.params(), |rng| {
+            let values = own.init(options.init, rng);
+            match (&changes, own.form()) {
+                (Some(Kind::Across(_)), Form::Pattern(pattern)) => vec![pattern.scatter(&values[0])],
+                _ => values,
+            }
+        })?;
         let bias = if options.bias {
-            let reached = run.takes_model_init() || options.init == Init::Zeros;
+            let reached = own.takes_model_init() || options.init == Init::Zeros;
             let rule = if reached { options.bias_init } else { BiasInit::Default };
-            let bound = run.bias_bound();
+            let bound = own.bias_bound();
             let id = scope.parameter("bias", &[n_out], false, |mut rng| match rule {
                 BiasInit::Default => (0..n_out).map(|_| rng.uniform(-bound, bound) as f32).collect(),
                 BiasInit::Zeros => vec![0.0; n_out],

@@ -2,14 +2,14 @@
 
 use crate::error::TrainError;
 use lacewing_core::{
-    Form, Growth, Horizon, IndexBuffer, LearnPlan, MaskPhase, MaskPlan, MovePlan, PatternKind, Rng, Schedule,
+    Form, Growth, Horizon, IndexBuffer, LearnPlan, MaskPhase, MaskPlan, Move, MovePlan, Rng, Schedule,
     StructureError,
 };
 use lacewing_engine::ops::SumOver;
 use lacewing_engine::optim::{Ema, Optimizer};
 use lacewing_engine::{Params, Tensor};
 use lacewing_models::ModelError;
-use lacewing_nn::{Evolving, First, Follower, NnError};
+use lacewing_nn::{Evolving, First, Follower, NnError, choose_across};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -19,7 +19,22 @@ pub(super) struct Evolution {
     masked: Vec<(Evolving, MaskPlan)>,
     moving: Vec<(Evolving, MovePlan)>,
     learned: Vec<(Evolving, LearnPlan)>,
+    across: Vec<Group>,
     rng: Rng,
+}
+
+/// Layers between which places move: those of one schedule, with blocks of one size.
+#[derive(Debug)]
+struct Group {
+    layers: Vec<Evolving>,
+    block: (usize, usize),
+    plan: MovePlan,
+}
+
+impl Group {
+    fn grows(&self, growth: Growth) -> bool {
+        grows(&self.layers[0], growth)
+    }
 }
 
 impl Evolution {
@@ -30,6 +45,7 @@ impl Evolution {
     /// [`ModelError::Nn`] for a schedule that does not fit the run, with the layer.
     pub(super) fn plan(layers: Vec<Evolving>, horizon: Horizon, seed: u64) -> Result<Self, TrainError> {
         let (mut masked, mut moving, mut learned) = (Vec::new(), Vec::new(), Vec::new());
+        let mut across: Vec<Group> = Vec::new();
         for layer in layers {
             let structure = layer.structure();
             let refused = |source| {
@@ -39,10 +55,19 @@ impl Evolution {
             };
             match (&layer.schedule, structure.form()) {
                 (Schedule::Masks(masks), Form::Pattern(pattern)) => {
-                    let PatternKind::Nm { n, m, .. } = pattern.kind else { continue };
+                    let (n, m) = pattern.mask_group();
                     let plan = masks.plan(horizon, n, m).map_err(refused)?;
                     check_channels(&structure.config(), &plan).map_err(refused)?;
                     masked.push((layer, plan));
+                }
+                (Schedule::Moves(moves), Form::Pattern(pattern)) if moves.stores_all() => {
+                    let (plan, block) = (moves.plan(horizon).map_err(refused)?, pattern.block);
+                    let alike =
+                        |group: &Group| group.layers[0].schedule == layer.schedule && group.block == block;
+                    match across.iter().position(alike) {
+                        Some(at) => across[at].layers.push(layer),
+                        None => across.push(Group { layers: vec![layer], block, plan }),
+                    }
                 }
                 (Schedule::Moves(moves), _) => {
                     let plan = moves.plan(horizon).map_err(refused)?;
@@ -55,7 +80,7 @@ impl Evolution {
                 _ => {}
             }
         }
-        Ok(Self { masked, moving, learned, rng: Rng::new(seed).fork("moves") })
+        Ok(Self { masked, moving, learned, across, rng: Rng::new(seed).fork("moves") })
     }
 
     /// Gradients that patterns move by are summed over these processes.
@@ -85,6 +110,19 @@ impl Evolution {
         self.learned.iter().map(|(layer, _)| layer)
     }
 
+    /// The layers whose places move between layers.
+    pub(super) fn across(&self) -> impl Iterator<Item = &Evolving> {
+        self.across.iter().flat_map(|group| &group.layers)
+    }
+
+    /// Takes the gradients of step `step` into the averages that growth goes by, as long as there is growth.
+    pub(super) fn take_gradients(&self, params: &Params, step: u64) -> Result<(), TrainError> {
+        for group in self.across.iter().filter(|group| !group.plan.is_over(step)) {
+            group.layers.iter().try_for_each(|layer| layer.take_gradient(params))?;
+        }
+        Ok(())
+    }
+
     /// Chooses the learned masks that are due after `step` steps.
     pub(super) fn choose_masks(&self, params: &Params, step: u64) -> Result<(), TrainError> {
         for (layer, plan) in self.learned.iter().filter(|(_, plan)| plan.is_due(step)) {
@@ -103,6 +141,7 @@ impl Evolution {
     /// Whether patterns move by gradients at step `step`: then that is the step, and the optimizer takes none.
     pub(super) fn replaces(&self, step: u64) -> bool {
         self.moving.iter().any(|(layer, plan)| grows(layer, Growth::Gradient) && plan.is_due(step))
+            || self.across.iter().any(|group| group.grows(Growth::Gradient) && group.plan.is_due(step))
     }
 
     /// Makes the gradients of effective weights those of the stored ones.
@@ -113,10 +152,11 @@ impl Evolution {
         for (layer, _) in &self.learned {
             layer.learn(params)?;
         }
+        self.across().try_for_each(|layer| layer.mask_gradient(params))?;
         Ok(())
     }
 
-    /// Moves the patterns that are due at step `step` and grow so.
+    /// Moves the patterns that are due at step `step` and grow so: by the gradient, or else.
     pub(super) fn move_patterns(
         &self,
         growth: Growth,
@@ -138,6 +178,16 @@ impl Evolution {
             let moved = layer.choose(params, plan.fraction(step), &mut rng)?;
             layer.relocate(params, &moved, &followers, &mut rng)?;
             layer.watch(false);
+            any = true;
+        }
+        for group in self.across.iter().filter(|group| group.grows(growth) && group.plan.is_due(step)) {
+            let layers: Vec<&Evolving> = group.layers.iter().collect();
+            let stream = |layer: &&Evolving| self.rng.fork(&layer.name).fork(&step.to_string());
+            let mut rngs: Vec<Rng> = layers.iter().map(stream).collect();
+            let moved: Vec<Move> = choose_across(&layers, params, group.plan.fraction(step), &mut rngs)?;
+            for ((layer, moved), rng) in layers.iter().zip(&moved).zip(&mut rngs) {
+                layer.relocate(params, moved, &followers, rng)?;
+            }
             any = true;
         }
         if any {
@@ -183,6 +233,8 @@ fn target_density(layer: &Evolving) -> f64 {
     }
 }
 
+/// Whether places of a layer are found by the gradient, in the place of the optimizer's step, or after it, as `growth` says.
 fn grows(layer: &Evolving, growth: Growth) -> bool {
-    matches!(&layer.schedule, Schedule::Moves(moves) if moves.growth == growth)
+    let by_gradient = |growth| growth == Growth::Gradient;
+    matches!(&layer.schedule, Schedule::Moves(moves) if by_gradient(moves.growth) == by_gradient(growth))
 }

@@ -2,7 +2,7 @@
 
 use super::evolution::Evolution;
 use crate::error::TrainError;
-use lacewing_core::{Form, IndexBuffer, MaskPhase, Structure, build};
+use lacewing_core::{Form, IndexBuffer, MaskPhase, PatternKind, Structure, build, choose_places};
 use lacewing_engine::{Params, Tensor};
 use lacewing_models::{BuiltModel, ModelConfig, ModelError};
 use lacewing_nn::{Evolving, ModelBuilder, NnError};
@@ -21,7 +21,7 @@ pub(super) struct Packed {
 /// The model of `config` with the parameters as they are after `step` steps, masks being chosen by `by`; none for a model
 /// without masks, which is executed as it is trained.
 ///
-/// A layer in its last phase has its N:M structure; in an earlier stage that stage's, and dense, with the effective weights,
+/// A layer in its last phase has its structure; in an earlier stage that stage's, and dense, with the effective weights,
 /// as long as dropped ones still count.
 ///
 /// # Errors
@@ -38,7 +38,8 @@ pub(super) fn pack(
     let (mut structures, mut values) = (Vec::new(), HashMap::new());
     let mut buffers = buffers.to_vec();
     let masked = evolution.phases(step).map(|(layer, phase)| (layer, packed_layer(layer, phase, params, by)));
-    let learned = evolution.learned().map(|layer| (layer, learned_layer(layer, params, by)));
+    let learned = evolution.learned().chain(evolution.across());
+    let learned = learned.map(|layer| (layer, learned_layer(layer, params, by)));
     for (layer, packed) in masked.chain(learned) {
         let (structure, weights) = packed?;
         let named =
@@ -69,7 +70,7 @@ pub(super) fn pack(
     Ok(Some(Packed { config, built }))
 }
 
-/// The structure of a layer under a learned mask as that is now, and its values.
+/// The structure of a layer under a learned mask, or whose places move between layers, as that is now, and its values.
 fn learned_layer(
     layer: &Evolving,
     params: &Params,
@@ -77,7 +78,10 @@ fn learned_layer(
 ) -> Result<(Box<dyn Structure>, Vec<f32>), TrainError> {
     let target = layer.structure();
     let Form::Pattern(pattern) = target.form() else { unreachable!("checked when the layer was built") };
-    let counts = layer.learned_mask(params, by)?.expect("a learned mask");
+    let counts = match layer.kept_places(params, by)? {
+        Some(kept) => kept,
+        None => layer.learned_mask(params, by)?.expect("a learned mask"),
+    };
     let across = pattern.grid().1;
     let places = counts.iter().enumerate().filter(|(_, counts)| **counts);
     let positions = places.map(|(at, _)| ((at / across) as u32, (at % across) as u32)).collect();
@@ -106,12 +110,21 @@ fn packed_layer(
         build(config, n_in, n_out, 0, Some(&ranked)).map_err(refused)
     };
     let MaskPhase::Masked { n, m, rest } = phase else { return Ok((built(&json!("dense"))?, weights)) };
-    let mut config = target.config();
-    (config["n"], config["m"]) = (json!(n), json!(m));
-    // An earlier stage has larger groups, which a line need not hold a whole number of.
-    config["pad"] = json!(config["pad"] == true || Some(&json!(m)) != target.config().get("m"));
-    let structure = built(&config)?;
-    let Form::Pattern(pattern) = structure.form() else { unreachable!("N:M is a pattern") };
+    let Form::Pattern(pattern) = target.form() else { unreachable!("checked when the layer was built") };
+    let structure = if let PatternKind::Nm { .. } = pattern.kind {
+        let mut config = target.config();
+        (config["n"], config["m"]) = (json!(n), json!(m));
+        // An earlier stage has larger groups, which a line need not hold a whole number of.
+        config["pad"] = json!(config["pad"] == true || Some(&json!(m)) != target.config().get("m"));
+        built(&config)?
+    } else {
+        let magnitudes: Vec<f64> = ranked.iter().map(|w| f64::from(w.abs())).collect();
+        let counts = choose_places(&magnitudes, n as f64 / m as f64);
+        let places = counts.iter().enumerate().filter(|(_, counts)| **counts);
+        let positions = places.map(|(at, _)| ((at / n_in) as u32, (at % n_in) as u32)).collect();
+        target.with_positions(positions).expect("checked when the layer was built")
+    };
+    let Form::Pattern(pattern) = structure.form() else { unreachable!("masks are of patterns") };
     if rest == 0.0 {
         let kept = pattern.gather(&weights);
         return Ok((structure, kept));

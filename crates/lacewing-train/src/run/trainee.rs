@@ -86,6 +86,7 @@ impl Trainee {
     /// follows.
     pub(super) fn update(&mut self, step: u64, lr: f64, clip_norm: Option<f32>) -> Result<(), TrainError> {
         let (params, average) = (&self.params, self.average.as_ref());
+        self.evolution.take_gradients(params, step)?;
         if self.evolution.replaces(step) {
             self.evolution.move_patterns(Growth::Gradient, params, step, &*self.optimizer, average)?;
             params.zero_gradients()?;

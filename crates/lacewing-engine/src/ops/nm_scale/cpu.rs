@@ -1,6 +1,6 @@
 //! Factors by N:M on the CPU: a selection in each group.
 
-use super::{NmFactors, NmGroups};
+use super::{MaskFactors, NmGroups};
 use crate::Tensor;
 use lacewing_core::Axis;
 use lacewing_cpu::parallel::rows_per_task;
@@ -11,7 +11,7 @@ pub(super) fn nm_scale(
     by: &Tensor,
     values: &Tensor,
     groups: NmGroups,
-    factors: NmFactors,
+    factors: MaskFactors,
     out: &Tensor,
     accumulate: bool,
 ) {

@@ -1,7 +1,7 @@
 //! Launches `nm_scale/kernel.cu`.
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use super::{NmFactors, NmGroups};
+use super::{MaskFactors, NmGroups};
 use crate::ops::launch::{Entry, blocks, entry, expect, of, ptr, size, source};
 use crate::{DType, Tensor};
 use lacewing_core::Axis;
@@ -17,7 +17,7 @@ pub(super) fn nm_scale(
     by: &Tensor,
     values: &Tensor,
     NmGroups { n, m, axis }: NmGroups,
-    factors: NmFactors,
+    factors: MaskFactors,
     out: &Tensor,
     accumulate: bool,
 ) -> Result<(), CudaError> {

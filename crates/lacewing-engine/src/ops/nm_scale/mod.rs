@@ -18,9 +18,9 @@ pub struct NmGroups {
     pub axis: Axis,
 }
 
-/// What [`nm_scale`] multiplies by.
+/// What [`nm_scale`] and [`magnitude_scale`](super::magnitude_scale()) multiply by.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct NmFactors {
+pub struct MaskFactors {
     /// Where the weight is kept.
     pub kept: f32,
     /// Where it is dropped.
@@ -40,7 +40,7 @@ pub fn nm_scale(
     by: &Tensor,
     values: &Tensor,
     groups: NmGroups,
-    factors: NmFactors,
+    factors: MaskFactors,
     out: &Tensor,
     accumulate: bool,
 ) -> Result<()> {
@@ -76,7 +76,7 @@ mod tests {
     use crate::Device;
 
     /// The rule by counting, and what it makes of `values`.
-    fn expected(by: &[f32], values: &[f32], n_in: usize, groups: NmGroups, factors: NmFactors) -> Vec<f32> {
+    fn expected(by: &[f32], values: &[f32], n_in: usize, groups: NmGroups, factors: MaskFactors) -> Vec<f32> {
         let (n_out, NmGroups { n, m, axis }) = (by.len() / n_in, groups);
         let at = |row: usize, col: usize| {
             if row < n_out && col < n_in { by[row * n_in + col].abs() } else { 0.0 }
@@ -113,7 +113,7 @@ mod tests {
             let w = Tensor::from_f32(device, w.as_flattened(), &[4, 8]).unwrap();
             let ones = Tensor::from_f32(device, &[1.0; 32], &[4, 8]).unwrap();
             let out = Tensor::zeros(device, DType::F32, &[4, 8]).unwrap();
-            let factors = NmFactors { kept: 1.0, dropped: 0.0 };
+            let factors = MaskFactors { kept: 1.0, dropped: 0.0 };
             nm_scale(&w, &ones, NmGroups { n, m, axis }, factors, &out, false).unwrap();
             let out = out.to_f32().unwrap();
             out.chunks(8).map(|row| row.iter().map(|v| v.to_string()).collect()).collect()
@@ -143,7 +143,7 @@ mod tests {
                 [Axis::Row, Axis::Col].into_iter().flat_map(|a| devices().into_iter().map(move |d| (a, d)))
             {
                 let groups = NmGroups { n, m, axis };
-                let factors = NmFactors { kept: 0.75, dropped: -0.25 };
+                let factors = MaskFactors { kept: 0.75, dropped: -0.25 };
                 let want = expected(&by, &values, n_in, groups, factors);
                 let tensor = |v: &[f32]| Tensor::from_f32(&device, v, &[n_out, n_in]).unwrap();
                 let (by, out) = (tensor(&by), tensor(&values));
@@ -162,7 +162,7 @@ mod tests {
         let w = Tensor::zeros(&Device::Cpu, DType::F32, &[2, 4]).unwrap();
         let narrow = Tensor::zeros(&Device::Cpu, DType::F32, &[2, 3]).unwrap();
         let groups = NmGroups { n: 2, m: 4, axis: Axis::Row };
-        let factors = NmFactors { kept: 1.0, dropped: 0.0 };
+        let factors = MaskFactors { kept: 1.0, dropped: 0.0 };
         let error = nm_scale(&w, &narrow, groups, factors, &w, false).unwrap_err().to_string();
         assert!(error.contains("values"), "{error}");
         let error =

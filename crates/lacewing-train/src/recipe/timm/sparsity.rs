@@ -1,4 +1,7 @@
-//! The fork's N:M masks and how they come about: mask decay (MdGF), structure decay (SdGF), SR-STE, straight-through.
+//! The fork's masks, of N:M or over whole layers, and how they come about: mask decay (MdGF), structure decay (SdGF), SR-STE,
+//! straight-through.
+//!
+//! A `prune_rate` above 0 makes the whole layer one group, whatever the type of sparsity and its n and m say.
 //!
 //! Times are whole epochs, as the fork has them: `⌊dense_steps · epochs⌋` dense ones first, `⌊fine_tune_steps · epochs⌋`
 //! with the final mask before the cooldown, and stages in equal parts of what is between.
@@ -19,12 +22,7 @@ pub(super) fn read(keys: &Keys, model: &ModelConfig, draft: &mut Draft) -> Resul
         return Ok(());
     }
     let Some(sr_ste) = keys.choice("sparsity_type", &types)? else { return Ok(()) };
-    if keys.text("sparsity_type")?.is_some_and(|kind| kind.eq_ignore_ascii_case("UNSTRUCTURED")) {
-        let reason = "schedules of masks keep n of every m; for a share of all weights set a schedule that moves them, \
-                      such as rigl on `unstructured`";
-        return Err(keys.refuse("sparsity_type", reason));
-    }
-    let mlp = ("n_sparsity", "m_sparsity");
+    let mlp = ["n_sparsity", "m_sparsity", "prune_rate"];
     let group = |name: &str| model.family().groups.iter().any(|group| group.name == name);
     if !group("mlp") && group("conv") {
         // The fork's ResNets have sparse convolutions wherever sparsity_loc points.
@@ -40,7 +38,7 @@ pub(super) fn read(keys: &Keys, model: &ModelConfig, draft: &mut Draft) -> Resul
     if places.letters.is_empty() {
         return Ok(());
     }
-    let qkv = ("n_sparsity_qkv", "m_sparsity_qkv");
+    let qkv = ["n_sparsity_qkv", "m_sparsity_qkv", "prune_rate_qkv"];
     if !group("qkv") {
         return Err(keys.refuse("sparsity_loc", format!("{} has no attention", model.name())));
     }
@@ -57,7 +55,8 @@ pub(super) fn read(keys: &Keys, model: &ModelConfig, draft: &mut Draft) -> Resul
     put(keys, &mut scratch, "rule", qkv, sr_ste)?;
     let mut rule = scratch.recipe["rule"].take();
     rule["match"] = json!(format!("blocks.*.attn.{{{}}}", places.letters.join(",")));
-    draft.set(&["sparsity_loc", qkv.0, qkv.1], "model.rules", json!([rule]));
+    let size = if rule["structure"] == "nm" { &qkv[..2] } else { &qkv[2..] };
+    draft.set(&[&["sparsity_loc"], size].concat(), "model.rules", json!([rule]));
     Ok(())
 }
 
@@ -84,24 +83,33 @@ impl Places {
     }
 }
 
-/// Sets the structure under `at` with the n and m of the keys given.
+/// Sets the structure under `at` with the n and m, or the rate, of the keys given.
 fn put(
     keys: &Keys,
     draft: &mut Draft,
     at: &str,
-    (n_key, m_key): (&'static str, &'static str),
+    [n_key, m_key, rate_key]: [&'static str; 3],
     sr_ste: bool,
 ) -> Result<(), TimmError> {
     let whole = |key| Ok::<u64, TimmError>(keys.whole(key)?.unwrap_or_default());
     let (n, m) = (whole(n_key)?, whole(m_key)?);
-    if n == 0 || n > m {
-        return Err(keys.wrong(n_key, format!("1 to {m_key} = {m}")));
+    let rate = keys.number(rate_key)?.unwrap_or_default();
+    if !(0.0..1.0).contains(&rate) {
+        return Err(keys.wrong(rate_key, "0 or more and below 1, the share of weights that is pruned"));
     }
-    draft.set(&["sparsity_type", "sparsity_loc"], &format!("{at}.structure"), "nm");
-    draft.set(&[n_key], &format!("{at}.n"), n);
-    draft.set(&[m_key], &format!("{at}.m"), m);
-    if keys.choice("sparse_dim", &[("ROW", false), ("COL", true)])? {
-        draft.set(&["sparse_dim"], &format!("{at}.axis"), "col");
+    if rate > 0.0 {
+        draft.set(&["sparsity_type", "sparsity_loc"], &format!("{at}.structure"), "unstructured");
+        draft.set(&[rate_key], &format!("{at}.sparsity"), rate);
+    } else {
+        if n == 0 || n > m {
+            return Err(keys.wrong(n_key, format!("1 to {m_key} = {m}")));
+        }
+        draft.set(&["sparsity_type", "sparsity_loc"], &format!("{at}.structure"), "nm");
+        draft.set(&[n_key], &format!("{at}.n"), n);
+        draft.set(&[m_key], &format!("{at}.m"), m);
+        if keys.choice("sparse_dim", &[("ROW", false), ("COL", true)])? {
+            draft.set(&["sparse_dim"], &format!("{at}.axis"), "col");
+        }
     }
     let mut set = |from: &[&'static str], key: &str, value: Value| {
         draft.set(from, &format!("{at}.schedule.{key}"), value);
@@ -123,6 +131,11 @@ fn put(
     let name = match (sr_ste, staged, decay) {
         (true, true, _) => {
             let reason = "SRSTE keeps one n:m, and the fork does not look at this key then: write false";
+            return Err(keys.refuse("structure_decay_flag", reason));
+        }
+        (false, true, _) if rate > 0.0 => {
+            let reason =
+                format!("{rate_key} overrides the stages' n:m, so that the fork has none then: write false");
             return Err(keys.refuse("structure_decay_flag", reason));
         }
         (true, false, _) => "sr_ste",

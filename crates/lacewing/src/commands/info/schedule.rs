@@ -60,7 +60,9 @@ fn lines_of(model: &str, layers: &[Evolving], horizon: Horizon) -> Result<Vec<Li
         let shape = (structure.config(), layer.schedule.config());
         // Moves keep the density, which may differ by rounding from layer to layer; masks go by n and m.
         let key = match layer.schedule {
-            Schedule::Masks(_) => format!("{:?} {} {}", shape.1, shape.0["n"], shape.0["m"]),
+            Schedule::Masks(_) => {
+                format!("{:?} {} {} {}", shape.1, shape.0["n"], shape.0["m"], shape.0["density"])
+            }
             _ => format!("{shape:?}"),
         };
         if let Some((_, line)) = lines.iter_mut().find(|(known, _)| *known == key) {
@@ -80,7 +82,8 @@ fn points(layer: &Evolving, horizon: Horizon) -> Result<Vec<Point>, StructureErr
     let mut points: Vec<Point> = Vec::new();
     match (&layer.schedule, structure.form()) {
         (Schedule::Masks(masks), Form::Pattern(pattern)) => {
-            let PatternKind::Nm { n, m, .. } = pattern.kind else { return Ok(points) };
+            let (n, m) = pattern.mask_group();
+            let grouped = matches!(pattern.kind, PatternKind::Nm { .. });
             let plan = masks.plan(horizon, n, m)?;
             // Every stage's first step, the last step's after, and enough between for what fades.
             let even = (0..=SAMPLES).map(|i| i * horizon.total_steps / SAMPLES);
@@ -93,7 +96,8 @@ fn points(layer: &Evolving, horizon: Horizon) -> Result<Vec<Point>, StructureErr
                 let phase = plan.at(step);
                 let (what, fraction) = match phase {
                     MaskPhase::Dense => ("dense".to_owned(), 1.0),
-                    MaskPhase::Masked { n, m, rest } => (format!("{n}:{m}"), rest),
+                    MaskPhase::Masked { n, m, rest } if grouped => (format!("{n}:{m}"), rest),
+                    MaskPhase::Masked { rest, .. } => (format!("largest {:.4}", phase.density()), rest),
                 };
                 points.push(Point { step, what, density: phase.density(), fraction });
             }
@@ -110,7 +114,11 @@ fn points(layer: &Evolving, horizon: Horizon) -> Result<Vec<Point>, StructureErr
         (Schedule::Moves(moves), _) => {
             let plan = moves.plan(horizon)?;
             let density = structure.density();
-            let by = if moves.growth == Growth::Gradient { "by gradients" } else { "at random" };
+            let by = match moves.growth {
+                Growth::Gradient => "by gradients",
+                Growth::Momentum(_) => "by momentum",
+                Growth::Random => "at random",
+            };
             for step in (0..horizon.total_steps).filter(|&step| plan.is_due(step)) {
                 points.push(Point { step, what: by.to_owned(), density, fraction: plan.fraction(step) });
             }
