@@ -95,6 +95,63 @@ fn effective_weights_and_gradients_are_those_published() {
     }
 }
 
+#[test]
+fn masks_over_the_whole_layer_keep_the_largest_of_all() {
+    // The 8 largest of 32; of the three 3s that tie for the last place the highest index.
+    let w = [
+        [1., -3., 2., 0.5, -0.1, 0.2, 0.3, -0.4],
+        [5., 5., 5., 5., -1., 1., 0., 0.],
+        [0., 0., 0., 0., 2., -2., 1., 4.],
+        [1., 2., 3., 4., 4., 3., 2., 1.],
+    ];
+    let w = w.as_flattened();
+    let kept = |i: usize| "00000000111100000000000100011100".as_bytes()[i] == b'1';
+    let lambda = 2e-4f32;
+    for device in devices() {
+        for (schedule, rest, drop) in [
+            (json!("straight_through"), 0.0, [0.0, 1.0, 0.0]),
+            (json!({"name": "sr_ste"}), 0.0, [0.0, 1.0, lambda]),
+            (json!({"name": "mask_decay", "decay": "linear"}), 0.7, [0.7, 1.0, 0.0]),
+            (json!({"name": "mask_decay", "gradient": "masked"}), 0.25, [0.25, 0.25, 0.0]),
+            (json!({"name": "structure_decay"}), 0.0, [0.0, 1.0, 0.0]),
+        ] {
+            let config = json!({"structure": "unstructured", "sparsity": 0.75, "schedule": schedule});
+            let options = LinearOptions { bias: false, ..LinearOptions::default() };
+            let (linear, built) = try_layer(&device, &config, 8, 4, options).unwrap();
+            let (layer, params) = (&built.evolving[0], &built.params);
+            params.set(layer.weight, w).unwrap();
+            let Some(MaskPhase::Masked { n, m, .. }) = layer.final_phase() else { panic!("no mask") };
+            assert_eq!((n, m), (8, 32));
+            let phase = MaskPhase::Masked { n, m, rest };
+            layer.mask(params, phase, params.flat_master()).unwrap();
+            let mut unit = [0.0f32; 64];
+            (0..8).for_each(|i| unit[i * 9] = 1.0);
+            let dy: Vec<f32> = (0..32).map(|i| i as f32 / 4.0 - 3.0).collect();
+            let (y, _) =
+                pass(&linear, &built, &tensor(&device, &unit, &[8, 8]), &tensor(&device, &dy, &[8, 4]));
+            // What dropped weights count, what of the gradient reaches them, and what of themselves.
+            let [count, reach, decay] = drop;
+            let effective = |i: usize| if kept(i) { w[i] } else { w[i] * count };
+            assert_eq!(y, (0..32).map(|i| effective(i % 4 * 8 + i / 4)).collect::<Vec<_>>(), "{schedule}");
+            layer.edit_gradient(params, phase, 0.1).unwrap();
+            let g = |i: usize| dy[i % 8 * 4 + i / 8];
+            let wanted: Vec<f32> =
+                (0..32).map(|i| if kept(i) { g(i) } else { g(i) * reach + w[i] * decay }).collect();
+            assert_eq!(params.gradient(layer.weight).unwrap().to_f32().unwrap(), wanted, "{schedule}");
+        }
+        // The decay itself, of dropped weights alone.
+        let schedule = json!({"name": "sr_ste", "decoupled": true, "lambda": 0.5});
+        let config = json!({"structure": "unstructured", "sparsity": 0.75, "schedule": schedule});
+        let options = LinearOptions { bias: false, ..LinearOptions::default() };
+        let (_, built) = try_layer(&device, &config, 8, 4, options).unwrap();
+        let layer = &built.evolving[0];
+        built.params.set(layer.weight, w).unwrap();
+        layer.edit_gradient(&built.params, layer.final_phase().unwrap(), 0.5).unwrap();
+        let wanted: Vec<f32> = (0..32).map(|i| if kept(i) { w[i] } else { w[i] * 0.75 }).collect();
+        assert_eq!(built.params.master(layer.weight).to_f32().unwrap(), wanted);
+    }
+}
+
 /// Multiplies what 2:4 drops of `ROW`.
 fn faded(rest: f32) -> impl Fn((usize, &f32)) -> f32 {
     move |(i, &value)| if [0, 3, 4, 5].contains(&i) { value * rest } else { value }
@@ -155,8 +212,19 @@ fn a_dense_phase_is_a_dense_layer_to_the_bit() {
 
 #[test]
 fn recomputed_layers_see_the_same_mask() {
-    let config = json!({"structure": "nm", "m": 8, "n": 1, "schedule": "sr_ste"});
-    let (linear, built) = layer(&Device::Cpu, &config, 16, 8);
+    for structure in
+        [json!({"structure": "nm", "m": 8, "n": 1}), json!({"structure": "unstructured", "density": 0.2})]
+    {
+        let mut config = structure;
+        config["schedule"] = json!("sr_ste");
+        recomputed(&config);
+    }
+    // Where places move between layers there is no other weight than the one stored.
+    recomputed(&json!({"structure": "unstructured", "density": 0.2, "schedule": "snfs"}));
+}
+
+fn recomputed(config: &Value) {
+    let (linear, built) = layer(&Device::Cpu, config, 16, 8);
     let x = tensor(&Device::Cpu, &(0..32).map(|i| (i as f32).sin()).collect::<Vec<_>>(), &[2, 16]);
     let dy = tensor(&Device::Cpu, &(0..16).map(|i| (i as f32).cos()).collect::<Vec<_>>(), &[2, 8]);
     let plain = pass(&linear, &built, &x, &dy);
@@ -365,12 +433,25 @@ fn misfits_are_named() {
             .to_string()
     };
     let wrong = error(json!({"structure": "monarch", "schedule": "sr_ste"}));
-    assert_eq!(wrong, "layer `layer` [16, 16]: the schedule `sr_ste` needs `nm`, the layer is `monarch`");
+    assert_eq!(
+        wrong,
+        "layer `layer` [16, 16]: the schedule `sr_ste` needs `nm`, `unstructured` or `small_world`, \
+         the layer is `monarch`"
+    );
     let wrong = error(json!({"structure": "nm", "schedule": {"name": "rigl"}}));
     assert!(
         wrong.contains("needs `unstructured`, `small_world` or `block_sparse`, the layer is `nm`"),
         "{wrong}"
     );
+    let wrong = error(
+        json!({"structure": "unstructured", "schedule": {"name": "structure_decay", "stages": "fine"}}),
+    );
+    assert!(
+        wrong.contains("needs `nm`, or the stages `target` or `sparsify`, the layer is `unstructured`"),
+        "{wrong}"
+    );
+    let wrong = error(json!({"structure": "block_sparse", "block": 4, "schedule": "sr_ste"}));
+    assert!(wrong.contains("the layer is `block_sparse`"), "{wrong}");
     // A kernel is that of the structure, under masks too.
     let wrong = error(json!({"structure": "nm", "schedule": "sr_ste", "kernel": "dense"}));
     assert!(wrong.contains("kernel `dense` does not take `nm` [16, 16]"), "{wrong}");

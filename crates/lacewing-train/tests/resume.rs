@@ -146,8 +146,8 @@ fn a_stopped_and_continued_run_on_a_gpu_equals_an_unbroken_one() {
     continued_runs_equal_unbroken_ones(RECIPE, &wide);
 }
 
-/// Every kind of schedule: masks that fade in stages, with the averages' mask; moves by gradients and at random, of weights
-/// and of blocks. Steps at which the run is cut lie between updates and inside stages.
+/// Every kind of schedule: masks that fade in stages, with the averages' mask; moves by gradients, by their averages and at
+/// random, of weights and of blocks, within layers and between them. Steps at which the run is cut lie between updates and inside stages.
 const SCHEDULES: &[&[(&str, &str)]] = &[
     &[
         (
@@ -157,6 +157,32 @@ const SCHEDULES: &[&[(&str, &str)]] = &[
         (
             "model.fc2",
             "{structure: unstructured, density: 0.1, schedule: {name: magnitude, dense: 0, every: 3 steps}}",
+        ),
+    ],
+    &[(
+        "model.mlp",
+        "{structure: unstructured, density: 0.2, schedule: {name: snfs, begin: 1 steps, every: 2 steps}}",
+    )],
+    &[
+        (
+            "model.fc1",
+            "{structure: block_sparse, block: 8, density: 0.4, schedule: \
+             {name: rigl, every: 3 steps, end: 1, drop: global, redistribution: nonzeros, moments: gradient}}",
+        ),
+        (
+            "model.fc2",
+            "{structure: unstructured, density: 0.2, schedule: \
+             {name: set, every: 2 steps, end: 1, drop: global, redistribution: nonzeros, moments: keep, value: normal}}",
+        ),
+    ],
+    &[
+        (
+            "model.fc1",
+            "{structure: unstructured, density: 0.2, schedule: {name: mask_decay, decay: linear, fine_tune: 0.2}}",
+        ),
+        (
+            "model.fc2",
+            "{structure: unstructured, sparsity: 0.9, schedule: {name: structure_decay, dense: 0.1, gradient: masked}}",
         ),
     ],
     &[
@@ -205,6 +231,8 @@ fn runs_with_schedules_continue_to_the_bit() {
     for conv in [
         "{structure: nm, n: 2, m: 4, schedule: sr_ste}",
         "{structure: unstructured, density: 0.2, schedule: {name: rigl, every: 2 steps, end: 1}}",
+        "{structure: unstructured, density: 0.2, schedule: {name: snfs, begin: 1 steps, every: 2 steps}}",
+        "{structure: unstructured, density: 0.2, schedule: sr_ste}",
     ] {
         continued_runs_equal_unbroken_ones(CONVOLUTIONS, &[("model.conv", conv)]);
     }

@@ -127,6 +127,74 @@ fn moved_patterns_keep_their_size_and_are_written() {
 }
 
 #[test]
+fn masks_over_whole_layers_are_packed() {
+    for (schedule, steps, wanted) in [
+        ("sr_ste", None, [Some(205), Some(512)]),
+        ("{name: mask_decay, decay: linear, until: 1}", None, [Some(205), Some(512)]),
+        // In its first stages a layer keeps all but one, and half.
+        ("structure_decay", Some("1"), [Some(2047), Some(2047)]),
+        ("mask_decay", Some("5"), [None, None]),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let out = folder.path().join("run");
+        let fc1 = format!("{{structure: unstructured, density: 0.1, schedule: {schedule}}}");
+        let fc2 = format!("{{structure: unstructured, sparsity: 0.75, schedule: {schedule}}}");
+        let mut changes = vec![("model.fc1", fc1.as_str()), ("model.fc2", &fc2)];
+        changes.extend(steps.map(|steps| ("train.max_steps", steps)));
+        let recipe = recipe(&out, &changes);
+        let finished =
+            train(recipe.clone(), Start::New, &AtomicBool::new(false), &mut |_| {}).expect("a run");
+        assert_eq!(accuracy_of_file(&recipe, &out), finished.rows[0].accuracy, "{schedule}");
+        let saved = SavedModel::read(&out.join(MODEL_FILE)).expect("written by the run");
+        let buffers = saved.buffers().expect("indices");
+        for (layer, wanted) in ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"].into_iter().zip(wanted) {
+            let name = format!("{layer}.cols");
+            let kept = buffers.iter().find(|buffer| buffer.name == name).map(|buffer| buffer.data.len());
+            assert_eq!(kept, wanted, "{layer} under {schedule}");
+            let structure = if wanted.is_some() { "unstructured" } else { "dense" };
+            assert_eq!(saved.card.structures[layer]["structure"], structure, "{layer} under {schedule}");
+        }
+    }
+}
+
+#[test]
+fn places_move_between_layers_and_are_packed() {
+    for (structure, schedule, total) in [
+        ("unstructured, density: 0.1", "{name: snfs, begin: 2 steps, every: 3 steps}", 410),
+        (
+            "unstructured, density: 0.1",
+            "{name: rigl, every: 4 steps, end: 1, drop: global, redistribution: nonzeros}",
+            410,
+        ),
+        (
+            "block_sparse, block: 8, density: 0.25",
+            "{name: set, every: 2 steps, end: 1, drop: global, redistribution: nonzeros}",
+            16,
+        ),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let out = folder.path().join("run");
+        let mlp = format!("{{structure: {structure}, schedule: {schedule}}}");
+        let recipe = recipe(&out, &[("model.mlp", &mlp)]);
+        let finished =
+            train(recipe.clone(), Start::New, &AtomicBool::new(false), &mut |_| {}).expect("a run");
+        assert_eq!(accuracy_of_file(&recipe, &out), finished.rows[0].accuracy, "{schedule}");
+        let saved = SavedModel::read(&out.join(MODEL_FILE)).expect("written by the run");
+        let buffers = saved.buffers().expect("indices");
+        let kept = ["fc1", "fc2"].map(|layer| {
+            let name = format!("blocks.0.mlp.{layer}.cols");
+            buffers.iter().find(|buffer| buffer.name == name).expect("the pattern").data.len()
+        });
+        assert_eq!(kept.iter().sum::<usize>(), total, "{schedule}: {kept:?}");
+        assert_ne!(kept[0], kept[1], "{schedule}: both began with {}", total / 2);
+        // Neither averages of gradients nor masks are in the file of what is executed.
+        let names = SavedModel::read(&out.join(MODEL_FILE)).expect("written by the run");
+        let built = rebuild(&names, &Device::Cpu, ComputeType::F32).expect("it fits this program");
+        assert!(built.params.infos().iter().all(|info| info.trained), "{schedule}");
+    }
+}
+
+#[test]
 fn learned_masks_thin_out_and_are_packed() {
     for (schedule, steps, nnz) in [
         ("{name: movement, every: 4 steps}", None, [8, 205]),

@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(256) magnitude_count(const float* b
     const u64 least = state->least;
     for (u64 i = global_thread(); i < n; i += (u64)gridDim.x * 256) {
         const u64 key = key_of(by, i);
-        if ((key ^ least) >> (shift + bits) == 0) atomicAdd(&counts[(key >> shift) % bins], 1u);
+        if ((key ^ least) >> (shift + bits) == 0) atomicAdd(&counts[(u32)(key >> shift) & (bins - 1)], 1u);
     }
     __syncthreads();
     for (u32 d = threadIdx.x; d < bins; d += 256)
