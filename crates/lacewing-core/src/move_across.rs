@@ -20,7 +20,8 @@ pub enum Redistribution {
     None,
     /// To the places that it has left (dynamic sparse reparameterization; Mostafa & Wang 2019).
     Nonzeros,
-    /// To the mean magnitude of its kept weights' averaged gradient (SNFS; Dettmers & Zettlemoyer 2019).
+    /// To the mean magnitude of the averaged gradient of its weights, those given up included (SNFS; Dettmers & Zettlemoyer
+    /// 2019).
     Momentum,
 }
 

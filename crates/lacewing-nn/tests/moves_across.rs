@@ -153,12 +153,14 @@ fn growth_follows_the_momentum_between_layers() {
             let values: Vec<f32> = (1..=8).map(|v| v as f32).collect();
             params.set(layer.weight, &pattern(layer).scatter(&values)).unwrap();
         }
-        // Two gradients: M = 0.5 (0.5 · 0 + 0.5 g₁) + 0.5 g₂. Kept weights of the second layer have three times the first's.
+        // Two gradients: M = 0.5 (0.5 · 0 + 0.5 g₁) + 0.5 g₂. The second layer's weights have three times the first's in the mean,
+        // which those that are to go, the first half, have no part in there.
         let masks: Vec<Vec<bool>> = built.evolving.iter().map(|layer| pattern(layer).mask()).collect();
         let free = |layer: usize| (0..16).filter(|&i| !masks[layer][i]).collect::<Vec<_>>();
         let gradient = |layer: usize, scale: f32| -> Vec<f32> {
-            let mut g: Vec<f32> =
-                masks[layer].iter().map(|kept| if *kept { scale * [1.0, 3.0][layer] } else { 0.0 }).collect();
+            let at_slot = |slot: usize| [if slot < 4 { 0.0 } else { 2.0 }, 3.0][layer] * scale;
+            let values: Vec<f32> = (0..8).map(at_slot).collect();
+            let mut g = pattern(&built.evolving[layer]).scatter(&values);
             // Free places grow from the last on.
             free(layer)
                 .iter()

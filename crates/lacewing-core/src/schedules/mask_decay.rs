@@ -1,4 +1,4 @@
-//! Mask decay (MdGF; Bambhaniya et al. 2024): weights that the N:M mask drops fade instead of vanishing at once.
+//! Mask decay (MdGF; Bambhaniya et al. 2024): weights that the mask drops fade instead of vanishing at once.
 
 use super::{Schedule, ScheduleKind};
 use crate::MaskSchedule;
@@ -8,7 +8,7 @@ use crate::mask_plan::{ALIGN, COEF, DECAY, DENSE, FINE_TUNE, GRADIENT, STAGES, U
 /// The row of the table.
 pub(super) static KIND: ScheduleKind = ScheduleKind {
     name: "mask_decay",
-    about: "N:M by magnitude; dropped weights fade linearly or exponentially (MdGF)",
+    about: "the largest of n:m, or of the layer; dropped weights fade linearly or exponentially (MdGF)",
     keys: &[
         Key::new("decay", DECAY, "\"exp\""),
         COEF,

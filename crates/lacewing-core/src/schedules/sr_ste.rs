@@ -8,7 +8,7 @@ use crate::mask_plan::{ALIGN, DENSE, FINE_TUNE, GradientPolicy};
 /// The row of the table.
 pub(super) static KIND: ScheduleKind = ScheduleKind {
     name: "sr_ste",
-    about: "N:M by magnitude at each step; dropped weights get the gradient, and decay",
+    about: "the largest of n:m, or of the layer, at each step; dropped weights get the gradient, and decay",
     keys: &[
         Key::new("lambda", "λ of the term λ (1 − m) W", "2e-4"),
         Key::new("decoupled", "the term is a decay of the weight instead of a part of the gradient", "false"),

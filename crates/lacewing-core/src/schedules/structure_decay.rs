@@ -1,4 +1,4 @@
-//! Structure decay (SdGF; Bambhaniya et al. 2024): the N:M pattern itself comes to its target in stages.
+//! Structure decay (SdGF; Bambhaniya et al. 2024): the pattern itself comes to its target in stages.
 
 use super::{Schedule, ScheduleKind};
 use crate::MaskSchedule;
@@ -8,7 +8,7 @@ use crate::mask_plan::{ALIGN, COEF, DECAY, DENSE, FINE_TUNE, GRADIENT, STAGES, U
 /// The row of the table.
 pub(super) static KIND: ScheduleKind = ScheduleKind {
     name: "structure_decay",
-    about: "N:M in stages: fewer and fewer kept, or smaller and smaller groups (SdGF)",
+    about: "masks in stages: fewer and fewer kept, or for n:m smaller and smaller groups (SdGF)",
     keys: &[
         Key::new("stages", STAGES, "\"sparsify\""),
         Key::new("decay", DECAY, "\"step\""),

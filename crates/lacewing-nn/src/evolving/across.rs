@@ -136,17 +136,16 @@ pub fn choose_across(
     assert_eq!(layers.len(), rngs.len(), "a stream for each layer");
     let Some(first) = layers.first() else { return Ok(Vec::new()) };
     let moves = first.across().0;
-    let (mut structures, mut norms, mut momenta) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut structures, mut norms, mut means) = (Vec::new(), Vec::new(), Vec::new());
     for layer in layers {
         let structure = layer.stored_places(params)?.expect("places move between layers");
         let pattern = pattern_of(&*structure);
         norms.push(stored_norms(pattern, &params.master(layer.weight).to_f32()?));
-        momenta.push(match (moves.redistribution, layer.across().1.momentum) {
+        means.push(match (moves.redistribution, layer.across().1.momentum) {
             (Redistribution::Momentum, Some(momentum)) => {
-                let values = pattern.gather(&params.master(momentum).to_f32()?);
-                values.iter().map(|v| f64::from(v.abs())).collect()
+                mean_magnitude(&pattern.gather(&params.master(momentum).to_f32()?))
             }
-            _ => Vec::new(),
+            _ => 0.0,
         });
         structures.push(structure);
     }
@@ -158,7 +157,7 @@ pub fn choose_across(
     let share = |at: usize| match moves.redistribution {
         Redistribution::None => dropped[at] as f64,
         Redistribution::Nonzeros => count(&kept[at]) as f64,
-        Redistribution::Momentum => mean_of_kept(pattern_of(&*structures[at]), &kept[at], &momenta[at]),
+        Redistribution::Momentum => means[at],
     };
     let shares: Vec<f64> = (0..layers.len()).map(share).collect();
     let room = |at: usize| if moves.regrow { free[at] + dropped[at] } else { free[at] };
@@ -193,11 +192,6 @@ fn stored_norms(pattern: &Pattern, dense: &[f32]) -> Vec<f64> {
     pattern.positions.iter().map(|&(row, col)| all[row as usize * cols + col as usize]).collect()
 }
 
-/// The mean of `values`, those of the stored places in order, over the places that are kept.
-fn mean_of_kept(pattern: &Pattern, kept: &[bool], values: &[f64]) -> f64 {
-    let per_block = pattern.block.0 * pattern.block.1;
-    let kept = kept.iter().zip(values.chunks_exact(per_block)).filter(|(kept, _)| **kept);
-    let (sum, count) =
-        kept.fold((0.0, 0), |(sum, n), (_, block)| (sum + block.iter().sum::<f64>(), n + per_block));
-    sum / count.max(1) as f64
+fn mean_magnitude(values: &[f32]) -> f64 {
+    values.iter().map(|v| f64::from(v.abs())).sum::<f64>() / values.len().max(1) as f64
 }
