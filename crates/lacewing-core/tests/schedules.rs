@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use lacewing_core::schedules::TABLE;
 use lacewing_core::{
-    Budget, DropScope, Horizon, MaskPhase, MaskPlan, MovePlan, Pattern, PatternKind, Rng, Schedule, Search,
-    StructureError, build, choose_places, keep_across, move_places, redistribute,
+    Budget, Choice, DropScope, Horizon, MaskPhase, MaskPlan, MovePlan, Pattern, PatternKind, Penalty, Rng,
+    Schedule, Search, StructureError, build, choose_places, keep_across, move_places, redistribute,
 };
 use serde_json::{Value, json};
 
@@ -381,8 +381,46 @@ fn learned_masks_thin_out_along_the_cubic() {
     let Schedule::Learns(learns) = Schedule::from_json(&odd).unwrap() else { panic!("not learned") };
     let plan = learns.plan(steps(100)).unwrap();
     assert_eq!((0..=100).filter(|&step| plan.is_due(step)).collect::<Vec<_>>(), [30, 60, 90, 100]);
-    assert_eq!(choose_places(&[0.5, -1.0, 0.5, 3.0], 0.5), [false, false, true, true]);
-    assert_eq!(choose_places(&[1.0, 2.0, 3.0], 0.01), [false, false, true]);
+    assert_eq!(choose_places(&[0.5, -1.0, 0.5, 3.0], Choice::Share(0.5)), [false, false, true, true]);
+    assert_eq!(choose_places(&[1.0, 2.0, 3.0], Choice::Share(0.01)), [false, false, true]);
+}
+
+#[test]
+fn thresholds_follow_the_cubic_and_keep_a_floor() {
+    let config = json!({
+        "name": "soft_movement", "dense": "100 steps", "fine_tune": "200 steps", "initial": 0.02, "final": 0.1, "lambda": 3,
+    });
+    let Schedule::Learns(learns) = Schedule::from_json(&config).unwrap() else { panic!("not learned") };
+    assert!(Schedule::from_json(&config).unwrap().decides_density());
+    let plan = learns.plan(steps(1000)).unwrap();
+    for (step, expected) in [(0, 0.02), (100, 0.02), (450, 0.1 - 0.08 / 8.0), (800, 0.1), (1000, 0.1)] {
+        let threshold = plan.threshold(step).unwrap();
+        assert!((threshold - expected).abs() <= f64::EPSILON, "{step}: {threshold}");
+        let (penalty, weight) = plan.penalty(step);
+        assert_eq!(penalty, Penalty::L1);
+        assert!((weight - 3.0 * expected / 0.1).abs() <= 4.0 * 3.0 * f64::EPSILON, "{step}: {weight}");
+        let above = Choice::Above { threshold, sigmoid: true, min_share: 0.005 };
+        // The structure's density is not asked for.
+        assert_eq!(plan.choice(step, 0.3), above);
+    }
+    let raw = json!({"name": "soft_movement", "method": "threshold", "initial": -1, "penalty": "none"});
+    let Schedule::Learns(learns) = Schedule::from_json(&raw).unwrap() else { panic!("not learned") };
+    let plan = learns.plan(steps(100)).unwrap();
+    assert_eq!((plan.threshold(0), plan.penalty(50)), (Some(-1.0), (Penalty::None, 0.0)));
+
+    let scores = [0.5, -2.3, -2.1, 3.0, 0.5];
+    let above = |threshold, sigmoid, min_share| {
+        choose_places(&scores, Choice::Above { threshold, sigmoid, min_share })
+    };
+    // σ(−2.3) = 0.091, σ(−2.1) = 0.109.
+    assert_eq!(above(0.1, true, 0.0), [true, false, true, true, true]);
+    assert_eq!(above(0.1, false, 0.0), [true, false, false, true, true]);
+    // What equals the threshold does not count; then at least one does, and among equals the lowest index goes first.
+    assert_eq!(above(0.5, false, 0.0), [false, false, false, true, false]);
+    assert_eq!(above(9.0, false, 0.0), [false, false, false, true, false]);
+    assert_eq!(above(9.0, false, 0.2), [false, false, false, true, true]);
+    assert_eq!(above(9.0, false, 1.0), [true; 5]);
+    assert!(choose_places(&[], Choice::Above { threshold: 0.0, sigmoid: false, min_share: 0.1 }).is_empty());
 }
 
 #[test]
@@ -434,6 +472,13 @@ fn configs_come_back_and_wrong_ones_are_named() {
     assert_eq!(error(json!({"name": "rigl", "end": 3})), share);
     assert!(error(json!({"name": "mask_decay", "coef": 1e-4, "until": 0.5})).contains("cannot be combined"));
     assert!(error(json!({"name": "set", "moments": "gradient"})).contains("places are random"));
+    let soft = |key: &str, value: Value| error(json!({"name": "soft_movement", key: value}));
+    assert_eq!(soft("final", json!(1.5)), "`soft_movement.final` must be between 0 and 1, got 1.5");
+    assert!(soft("final", json!(0.0)).contains("above 0 where there is a penalty"));
+    assert!(soft("penalty", json!("l2")).contains("`l1`, `l0` or `none`"));
+    assert!(soft("method", json!("top_k")).contains("`sigmoid_threshold` or `threshold`"));
+    let vain = error(json!({"name": "soft_movement", "penalty": "none", "lambda": 2}));
+    assert_eq!(vain, "`soft_movement.lambda` cannot be combined with `penalty: none`");
     let plan = |config: Value| masks(&config, steps(100), 1, 8).unwrap_err().to_string();
     let phases = json!({"name": "sr_ste", "dense": 0.6, "fine_tune": 0.5});
     assert_eq!(plan(phases), "`sr_ste`: dense + fine_tune: step 110, at most 100");

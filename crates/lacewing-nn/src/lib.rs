@@ -45,7 +45,7 @@ pub use conv2d::{
 pub use drop_path::DropPath;
 pub use dropout::Dropout;
 pub use error::{NnError, Result};
-pub use evolving::{Evolving, First, Follower, choose_across};
+pub use evolving::{Evolving, First, Follower, ScoreRate, choose_across};
 pub use k_winners::{KWinners, KWinnersConfig, Units};
 pub use linear::{BiasInit, Linear, LinearOptions};
 pub use mlp::{Mlp, MlpOptions};

@@ -7,7 +7,7 @@
 use crate::conv2d::with_channels;
 use crate::linear::{Linear, LinearOptions};
 use crate::{Choice, Evolving, NnError, Result, Rules};
-use lacewing_core::{Form, Growth, IndexBuffer, ParamSpec, Rng, Schedule, Structure};
+use lacewing_core::{Form, IndexBuffer, ParamSpec, Rng, Schedule, Structure};
 use lacewing_engine::{DType, Device, ParamId, Params, ParamsBuilder};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -350,7 +350,8 @@ impl Scope<'_> {
         let checked = structure.and_then(|structure| {
             let schedule = choice.schedule.as_ref();
             schedule.map_or(Ok(()), |schedule| schedule.check(structure.as_ref()))?;
-            Ok(structure)
+            let open = schedule.is_some_and(Schedule::decides_density);
+            Ok(if open { with_all_places(structure) } else { structure })
         });
         self.scheduled(name, checked.map_err(refused)?, choice, options)
     }
@@ -387,17 +388,8 @@ impl Scope<'_> {
         if schedule.is_some_and(Schedule::stores_all) {
             // All weights were counted as they were added, and what a mask is made of; the file has the packed ones.
             let stored = structure.n_in() * structure.n_out();
-            let constants = match (schedule, structure.form()) {
-                (Some(Schedule::Learns(_)), Form::Pattern(pattern)) => {
-                    2 * pattern.grid().0 * pattern.grid().1
-                }
-                (Some(Schedule::Moves(moves)), Form::Pattern(pattern)) => {
-                    let momentum = if matches!(moves.growth, Growth::Momentum(_)) { stored } else { 0 };
-                    pattern.grid().0 * pattern.grid().1 + momentum
-                }
-                _ => 0,
-            };
-            self.builder.summary.bytes -= 4 * (stored.saturating_sub(counts.parameters) + constants);
+            let more = linear.schedule_values();
+            self.builder.summary.bytes -= 4 * (stored.saturating_sub(counts.parameters) + more);
         } else {
             for mut buffer in structure.buffers() {
                 buffer.name = format!("{layer}.{}", buffer.name);
@@ -465,4 +457,12 @@ impl Scope<'_> {
         };
         names.into_iter().map(take).collect()
     }
+}
+
+/// `structure` with every place of its grid: what a layer has whose density comes of training.
+fn with_all_places(structure: Box<dyn Structure>) -> Box<dyn Structure> {
+    let Form::Pattern(pattern) = structure.form() else { unreachable!("schedules are checked before") };
+    let (rows, cols) = pattern.grid();
+    let all = (0..rows as u32).flat_map(|row| (0..cols as u32).map(move |col| (row, col))).collect();
+    structure.with_positions(all).expect("schedules are checked before")
 }

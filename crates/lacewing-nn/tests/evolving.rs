@@ -1,11 +1,13 @@
 //! Layers whose structure changes: masks against the rule in f64, published gradients and traces, moves against what must
 //! not change. `LACEWING_TEST_CUDA=1` adds a GPU.
 
-use lacewing_core::{Form, Growth, MaskPhase, Rng, Schedule};
+use lacewing_core::{Choice, Form, Growth, MaskPhase, Penalty, Rng, Schedule};
 use lacewing_engine::ops::Activation;
 use lacewing_engine::optim::{AdamW, AdamWConfig, Optimizer, Sgd, SgdConfig};
 use lacewing_engine::{Cx, DType, Device, StepRng, Tensor, Var};
-use lacewing_nn::{Built, Evolving, First, Follower, Linear, LinearOptions, ModelBuilder, NnError, Rules};
+use lacewing_nn::{
+    Built, Evolving, First, Follower, Linear, LinearOptions, ModelBuilder, NnError, Rules, ScoreRate,
+};
 use serde_json::{Value, json};
 
 fn devices() -> Vec<Device> {
@@ -371,6 +373,9 @@ fn what_moves_takes_its_values_and_moments_along() {
     }
 }
 
+/// A first step at the peak of the learning rate.
+const RATE: ScoreRate = ScoreRate { share: 1.0, steps: 1, penalty: (Penalty::None, 0.0) };
+
 #[test]
 fn learned_masks_follow_their_scores() {
     for (device, schedule) in
@@ -396,7 +401,7 @@ fn learned_masks_follow_their_scores() {
         // All weights count at first, and get their gradient.
         let (y, _) = pass(&linear, &built, &unit, &dy);
         assert_eq!(y, (0..32).map(|i| w[i % 4 * 8 + i / 4]).collect::<Vec<_>>());
-        layer.learn(params).unwrap();
+        layer.learn(params, RATE).unwrap();
         let gradient = || params.gradient(layer.weight).unwrap().to_f32().unwrap();
         assert_eq!(gradient(), g);
         params.zero_gradients().unwrap();
@@ -406,7 +411,7 @@ fn learned_masks_follow_their_scores() {
             let (w, g) = (f64::from(w[i]), f64::from(g[i]));
             scores[block_of(i)] += if schedule == "movement" { -g * w } else { w * w };
         }
-        layer.choose_mask(params, 0.5).unwrap();
+        layer.choose_mask(params, Choice::Share(0.5)).unwrap();
         let mask = layer.learned_mask(params, params.flat_master()).unwrap().unwrap();
         let mut ranked: Vec<usize> = (0..4).collect();
         ranked.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
@@ -417,10 +422,79 @@ fn learned_masks_follow_their_scores() {
         let (y, _) = pass(&linear, &built, &unit, &dy);
         let through = |i: usize| if mask[block_of(i)] { w[i] } else { 0.0 };
         assert_eq!(y, (0..32).map(|i| through(i % 4 * 8 + i / 4)).collect::<Vec<_>>());
-        layer.learn(params).unwrap();
+        layer.learn(params, RATE).unwrap();
         let masked: Vec<f32> = (0..32).map(|i| if mask[block_of(i)] { g[i] } else { 0.0 }).collect();
         assert_eq!(gradient(), masked);
         assert_eq!(params.master(layer.weight).to_f32().unwrap(), w);
+    }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// The values of the layer's parameter `name`.
+fn values_of(built: &Built, name: &str) -> Vec<f64> {
+    let id = built.params.find(&format!("layer.{name}")).unwrap_or_else(|| panic!("no {name}"));
+    built.params.master(id).to_f32().unwrap().into_iter().map(f64::from).collect()
+}
+
+#[test]
+fn trained_scores_follow_the_gradient_of_loss_and_penalty() {
+    for (device, penalty) in
+        devices().into_iter().flat_map(|d| [Penalty::None, Penalty::L1, Penalty::L0].map(|p| (d.clone(), p)))
+    {
+        let config = json!({"structure": "block_sparse", "block": [2, 4], "schedule": "soft_movement"});
+        let options = LinearOptions { bias: false, ..LinearOptions::default() };
+        let (linear, built) = try_layer(&device, &config, 8, 4, options).unwrap();
+        let (layer, params) = (&built.evolving[0], &built.params);
+        // All places until some are chosen.
+        assert_eq!(built.summary.layers[0].density, 1.0);
+        let value = |i: usize| ((i * 37 % 19) as f32 - 9.0) / 8.0;
+        let w: Vec<f32> = (0..32).map(value).collect();
+        params.set(layer.weight, &w).unwrap();
+        let mut unit = [0.0f32; 64];
+        (0..8).for_each(|i| unit[i * 9] = 1.0);
+        let unit = tensor(&device, &unit, &[8, 8]);
+        let dy: Vec<f32> = (0..32).map(|i| value(i * 5 + 2)).collect();
+        let g: Vec<f64> = (0..32).map(|i| f64::from(dy[i % 8 * 4 + i / 8])).collect();
+        let dy = tensor(&device, &dy, &[8, 4]);
+        let block_of = |i: usize| i / 8 / 2 * 2 + i % 8 / 4;
+        // One place is masked: its score gets its gradient all the same, straight through.
+        params.set(params.find("layer.scores").unwrap(), &[0.5, -3.0, 0.1, 0.0]).unwrap();
+        let above = Choice::Above { threshold: 0.1, sigmoid: true, min_share: 0.0 };
+        layer.choose_mask(params, above).unwrap();
+        let mask = layer.learned_mask(params, params.flat_master()).unwrap().unwrap();
+        assert_eq!(mask, [true, false, true, true], "σ(−3) < 0.1");
+        let (mut scores, mut m, mut v) =
+            ([0.5, f64::from(-3.0f32), f64::from(0.1f32), 0.0], [0.0; 4], [0.0; 4]);
+        let lambda = 0.7;
+        let term = |s: f64| match penalty {
+            Penalty::None => 0.0,
+            Penalty::L1 => lambda * sigmoid(s) / 4.0,
+            Penalty::L0 => lambda * sigmoid(s - 2.0 / 3.0 * (0.1f64 / 1.1).ln()) / 4.0,
+        };
+        for steps in 1..=3 {
+            layer.let_through(params, params.flat_master()).unwrap();
+            pass(&linear, &built, &unit, &dy);
+            layer.learn(params, ScoreRate { share: 0.5, steps, penalty: (penalty, lambda) }).unwrap();
+            params.zero_gradients().unwrap();
+            for b in 0..4 {
+                let data: f64 = (0..32).filter(|&i| block_of(i) == b).map(|i| g[i] * f64::from(w[i])).sum();
+                let h = 1e-5;
+                let gradient = data + (term(scores[b] + h) - term(scores[b] - h)) / (2.0 * h);
+                (m[b], v[b]) = (0.9 * m[b] + 0.1 * gradient, 0.999 * v[b] + 0.001 * gradient * gradient);
+                let corrected =
+                    [m[b] / (1.0 - 0.9f64.powi(steps as i32)), v[b] / (1.0 - 0.999f64.powi(steps as i32))];
+                // Half of the schedule's learning rate, as the share says.
+                scores[b] -= 0.5 * 1e-2 * corrected[0] / (corrected[1].sqrt() + 1e-8);
+            }
+            for (got, wanted) in values_of(&built, "scores").into_iter().zip(scores) {
+                // Roundings of scores up to 3 a step, and of the change, which is at most 5e-3.
+                let bound = steps as f64 * 4.0 * f64::from(f32::EPSILON);
+                assert!((got - wanted).abs() <= bound, "{penalty:?}, step {steps}: {got} {wanted}");
+            }
+        }
     }
 }
 

@@ -152,6 +152,17 @@ const SCHEDULES: &[&[(&str, &str)]] = &[
     &[
         (
             "model.fc1",
+            "{structure: block_sparse, block: 8, schedule: {name: soft_movement, every: 2 steps, lr: 0.3, lambda: 9}}",
+        ),
+        (
+            "model.fc2",
+            "{structure: unstructured, schedule: \
+             {name: soft_movement, method: threshold, penalty: l0, lr: 0.1, dense: 0, every: 3 steps}}",
+        ),
+    ],
+    &[
+        (
+            "model.fc1",
             "{structure: block_sparse, block: 8, density: 0.25, schedule: {name: movement, every: 2 steps}}",
         ),
         (

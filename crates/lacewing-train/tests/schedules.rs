@@ -2,6 +2,7 @@
 
 use lacewing_core::{Axis, Form, PatternKind, restore};
 use lacewing_engine::Device;
+use lacewing_train::checkpoint::file::TensorFile;
 use lacewing_train::checkpoint::{MODEL_FILE, Saved, SavedModel};
 use lacewing_train::evaluate::{accuracy, rebuild};
 use lacewing_train::recipe::{ComputeType, Override, Recipe, parse};
@@ -219,6 +220,49 @@ fn learned_masks_thin_out_and_are_packed() {
             let cols = buffers.iter().find(|buffer| buffer.name == name).expect("the pattern");
             assert_eq!(cols.data.len(), nnz, "{layer} under {schedule}");
         }
+    }
+}
+
+#[test]
+fn thresholds_keep_what_is_above_them_and_the_file_says_how_much() {
+    for (schedule, sigmoid) in [
+        ("{name: soft_movement, every: 4 steps, lr: 0.3, lambda: 0.3}", true),
+        ("{name: soft_movement, method: threshold, every: 4 steps, lr: 0.1, penalty: none}", false),
+        // Nothing is above it: the floor counts.
+        ("{name: soft_movement, final: 1, min_share: 0.05}", true),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let out = folder.path().join("run");
+        let fc1 = format!("{{structure: block_sparse, block: 8, schedule: {schedule}}}");
+        let fc2 = format!("{{structure: unstructured, schedule: {schedule}}}");
+        let recipe = recipe(&out, &[("model.fc1", fc1.as_str()), ("model.fc2", &fc2)]);
+        let finished =
+            train(recipe.clone(), Start::New, &AtomicBool::new(false), &mut |_| {}).expect("a run");
+        assert_eq!(accuracy_of_file(&recipe, &out), finished.rows[0].accuracy, "{schedule}");
+        let saved = SavedModel::read(&out.join(MODEL_FILE)).expect("written by the run");
+        let buffers = saved.buffers().expect("indices");
+        let mut parameters = 0;
+        let state = TensorFile::read(&out.join("checkpoint/state.safetensors")).expect("a checkpoint");
+        for (layer, grid, per_place) in [("fc1", [8, 4], 64), ("fc2", [32, 64], 1)] {
+            let layer = format!("blocks.0.mlp.{layer}");
+            let places = grid[0] * grid[1];
+            let scores = state.f32(&format!("param/{layer}.scores"), &grid).expect("scores");
+            let above = scores.iter().filter(|&&score| {
+                let score = f64::from(score);
+                if sigmoid { 1.0 / (1.0 + (-score).exp()) > 0.1 } else { score > 0.1 }
+            });
+            let floor = if schedule.contains("min_share") { places / 20 + 1 } else { places / 200 + 1 };
+            let kept = above.count().max(floor);
+            assert!(kept < places, "{layer} under {schedule}: {kept} of {places}");
+            let cols = buffers.iter().find(|buffer| buffer.name == format!("{layer}.cols"));
+            assert_eq!(cols.expect("the pattern").data.len(), kept, "{layer} under {schedule}");
+            assert_eq!(saved.card.structures[&layer]["density"], kept as f64 / places as f64);
+            parameters += kept * per_place;
+        }
+        // The summary has what came out: the other parameters are those of the dense twin.
+        let dense = self::recipe(&folder.path().join("dense"), &[("train.max_steps", "1")]);
+        let dense = train(dense, Start::New, &AtomicBool::new(false), &mut |_| {}).expect("a run");
+        assert_eq!(finished.rows[0].parameters, dense.rows[0].parameters - 2 * 2048 + parameters);
     }
 }
 

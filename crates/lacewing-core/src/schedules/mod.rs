@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::config::nearest;
 use crate::{
-    Form, Key, LearnSchedule, MaskSchedule, MoveSchedule, Options, PatternKind, Stages, Structure,
+    Form, Key, LearnSchedule, MaskSchedule, MoveSchedule, Options, PatternKind, Selection, Stages, Structure,
     StructureError,
 };
 
@@ -20,6 +20,7 @@ mod movement;
 mod rigl;
 mod set;
 mod snfs;
+mod soft_movement;
 mod sr_ste;
 mod straight_through;
 mod structure_decay;
@@ -36,6 +37,7 @@ pub static TABLE: &[&ScheduleKind] = &[
     &block_moves::KIND,
     &movement::KIND,
     &magnitude::KIND,
+    &soft_movement::KIND,
 ];
 
 /// Structures that masks take.
@@ -114,6 +116,11 @@ impl Schedule {
             Self::Masks(_) | Self::Learns(_) => true,
             Self::Moves(moves) => moves.stores_all(),
         }
+    }
+
+    /// Whether the number of places that count is what comes of training, whatever density the structure has.
+    pub fn decides_density(&self) -> bool {
+        matches!(self, Self::Learns(LearnSchedule { selection: Selection::Threshold(_), .. }))
     }
 
     /// Checks that a structure can change so: masks need N:M or single weights whose places are free, moves and learned masks a

@@ -25,6 +25,7 @@ pub mod nm_scale;
 pub(crate) mod optimizer;
 pub mod patchify;
 pub mod scatter;
+pub mod score_step;
 pub mod softmax_cross_entropy;
 pub mod strided_blocks;
 pub mod tokens;
@@ -54,6 +55,7 @@ pub use monarch::{MonarchPlan, monarch};
 pub use nm_scale::{MaskFactors, NmGroups, nm_scale};
 pub use patchify::patchify;
 pub use scatter::scatter_blocks;
+pub use score_step::{ScoreStep, score_step};
 pub use softmax_cross_entropy::{Target, ranks, softmax_cross_entropy};
 pub use strided_blocks::strided_blocks;
 pub use tokens::{embed_tokens, mean_tokens, select_token};
@@ -81,6 +83,7 @@ pub static SOURCES: &[&lacewing_cuda::Source] = &[
     &optimizer::cuda::SOURCE,
     &patchify::cuda::SOURCE,
     &scatter::cuda::SOURCE,
+    &score_step::cuda::SOURCE,
     &softmax_cross_entropy::cuda::SOURCE,
     &strided_blocks::cuda::SOURCE,
     &tokens::cuda::SOURCE,

@@ -22,6 +22,8 @@ pub(crate) struct Across {
     pub(crate) mask: ParamId,
     /// The average of the dense weight's gradient, `[n_out, n_in]`, where growth goes by it.
     pub(crate) momentum: Option<ParamId>,
+    /// How many values both are.
+    pub(crate) values: usize,
 }
 
 impl Across {

@@ -11,6 +11,8 @@ mod masks;
 mod moves;
 
 pub use across::choose_across;
+pub(crate) use learned::Learned;
+pub use learned::ScoreRate;
 pub use moves::{First, Follower};
 
 pub(crate) use across::{Across, places};
@@ -41,16 +43,6 @@ pub(crate) enum Kind {
     Moving(Arc<Watch>),
     Learned(Arc<Learned>),
     Across(Arc<Across>),
-}
-
-/// A learned mask: values of the model that are not trained.
-#[derive(Debug)]
-pub(crate) struct Learned {
-    pub(crate) effective: Effective,
-    /// A score for each place of the grid.
-    pub(crate) scores: ParamId,
-    /// 1 for each place that counts, 0 for the others.
-    pub(crate) mask: ParamId,
 }
 
 /// The weights that a masked layer multiplies by, in the compute type; made with the first mask.

@@ -257,20 +257,18 @@ impl Linear {
                 let mask = scope.constant("mask", &[rows, cols], || places(pattern))?;
                 let average = || scope.constant("momentum", &[n_out, n_in], || vec![0.0; n_out * n_in]);
                 let momentum = matches!(moves.growth, Growth::Momentum(_)).then(average).transpose()?;
-                Some(Kind::Across(Arc::new(Across { mask, momentum })))
+                let values = rows * cols + momentum.map_or(0, |_| n_out * n_in);
+                Some(Kind::Across(Arc::new(Across { mask, momentum, values })))
             }
             Some(Schedule::Moves(_)) => {
                 let gradient = DenseGradient::new(n_out, n_in);
                 Some(Kind::Moving(Arc::new(Watch { gradient, is_on: AtomicBool::new(false) })))
             }
-            Some(Schedule::Learns(_)) => {
-                let (rows, cols) = match structure.form() {
-                    Form::Pattern(pattern) => pattern.grid(),
-                    _ => unreachable!("schedules are checked before"),
+            Some(Schedule::Learns(learns)) => {
+                let Form::Pattern(pattern) = structure.form() else {
+                    unreachable!("schedules are checked before")
                 };
-                let scores = scope.constant("scores", &[rows, cols], || vec![0.0; rows * cols])?;
-                let mask = scope.constant("mask", &[rows, cols], || vec![1.0; rows * cols])?;
-                Some(Kind::Learned(Arc::new(Learned { effective: Effective::new(), scores, mask })))
+                Some(Kind::Learned(Arc::new(Learned::build(scope, learns, pattern)?)))
             }
         };
         let dense = Dense { n_in, n_out };
@@ -376,6 +374,15 @@ impl Linear {
     /// The bias, if there is one.
     pub fn bias(&self) -> Option<ParamId> {
         self.bias
+    }
+
+    /// How many values its schedule has added to the model, which a packed file is without.
+    pub(crate) fn schedule_values(&self) -> usize {
+        match &self.changes {
+            Some(Kind::Learned(learned)) => learned.values,
+            Some(Kind::Across(across)) => across.values,
+            _ => 0,
+        }
     }
 
     /// The kernels that run it.

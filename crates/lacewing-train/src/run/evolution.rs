@@ -9,7 +9,7 @@ use lacewing_engine::ops::SumOver;
 use lacewing_engine::optim::{Ema, Optimizer};
 use lacewing_engine::{Params, Tensor};
 use lacewing_models::ModelError;
-use lacewing_nn::{Evolving, First, Follower, NnError, choose_across};
+use lacewing_nn::{Evolving, First, Follower, NnError, ScoreRate, choose_across};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -126,7 +126,7 @@ impl Evolution {
     /// Chooses the learned masks that are due after `step` steps.
     pub(super) fn choose_masks(&self, params: &Params, step: u64) -> Result<(), TrainError> {
         for (layer, plan) in self.learned.iter().filter(|(_, plan)| plan.is_due(step)) {
-            layer.choose_mask(params, plan.density(step, target_density(layer)))?;
+            layer.choose_mask(params, plan.choice(step, target_density(layer)))?;
         }
         Ok(())
     }
@@ -149,8 +149,14 @@ impl Evolution {
         for (layer, phase) in self.phases(step) {
             layer.edit_gradient(params, phase, lr)?;
         }
-        for (layer, _) in &self.learned {
-            layer.learn(params)?;
+        Ok(())
+    }
+
+    /// Takes the gradients of step `step`, from 0, into the scores of learned masks, and drops those of weights that do not
+    /// count. `share` is the learning rate's of its peak, `steps` the number of optimizer steps with this one.
+    pub(super) fn learn(&self, params: &Params, step: u64, share: f64, steps: u64) -> Result<(), TrainError> {
+        for (layer, plan) in &self.learned {
+            layer.learn(params, ScoreRate { share, steps, penalty: plan.penalty(step) })?;
         }
         self.across().try_for_each(|layer| layer.mask_gradient(params))?;
         Ok(())

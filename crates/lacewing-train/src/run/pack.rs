@@ -2,7 +2,7 @@
 
 use super::evolution::Evolution;
 use crate::error::TrainError;
-use lacewing_core::{Form, IndexBuffer, MaskPhase, PatternKind, Structure, build, choose_places};
+use lacewing_core::{Choice, Form, IndexBuffer, MaskPhase, PatternKind, Structure, build, choose_places};
 use lacewing_engine::{Params, Tensor};
 use lacewing_models::{BuiltModel, ModelConfig, ModelError};
 use lacewing_nn::{Evolving, ModelBuilder, NnError};
@@ -46,6 +46,11 @@ pub(super) fn pack(
             |buffer: IndexBuffer| IndexBuffer { name: format!("{}.{}", layer.name, buffer.name), ..buffer };
         buffers.extend(structure.buffers().into_iter().map(named));
         let mut config = structure.config();
+        if let (true, Form::Pattern(pattern)) = (layer.schedule.decides_density(), structure.form())
+            && config.get("density").is_some()
+        {
+            config["density"] = json!(pattern.nnz() as f64 / (pattern.grid().0 * pattern.grid().1) as f64);
+        }
         if let (Some(kernel), Form::Pattern(_)) = (layer.kernel(), structure.form()) {
             config["kernel"] = json!(kernel);
         }
@@ -119,7 +124,7 @@ fn packed_layer(
         built(&config)?
     } else {
         let magnitudes: Vec<f64> = ranked.iter().map(|w| f64::from(w.abs())).collect();
-        let counts = choose_places(&magnitudes, n as f64 / m as f64);
+        let counts = choose_places(&magnitudes, Choice::Share(n as f64 / m as f64));
         let places = counts.iter().enumerate().filter(|(_, counts)| **counts);
         let positions = places.map(|(at, _)| ((at / n_in) as u32, (at % n_in) as u32)).collect();
         target.with_positions(positions).expect("checked when the layer was built")

@@ -92,6 +92,8 @@ impl Trainee {
             params.zero_gradients()?;
         } else {
             self.evolution.edit_gradients(params, step, lr)?;
+            let share = lr / self.progress.recipe.train.lr;
+            self.evolution.learn(params, step, share, self.optimizer.steps() + 1)?;
             self.optimizer.step(params, lr as f32, clip_norm)?;
         }
         self.evolution.move_patterns(Growth::Random, params, step, &*self.optimizer, average)?;

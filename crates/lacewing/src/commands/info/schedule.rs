@@ -45,8 +45,9 @@ struct Line {
 struct Point {
     step: u64,
     what: String,
+    /// No number where it comes of training.
     density: f64,
-    /// What dropped weights still count, or which share of the stored ones move.
+    /// What dropped weights still count, which share of the stored ones move, or the threshold.
     fraction: f64,
 }
 
@@ -107,8 +108,12 @@ fn points(layer: &Evolving, horizon: Horizon) -> Result<Vec<Point>, StructureErr
             let target = pattern.nnz() as f64 / (pattern.grid().0 * pattern.grid().1) as f64;
             for i in 0..=SAMPLES {
                 let step = i * horizon.total_steps / SAMPLES;
-                let density = plan.density(step, target);
-                points.push(Point { step, what: "scored".to_owned(), density, fraction: density });
+                // Under a threshold nobody knows the density beforehand.
+                let (density, fraction) = match plan.threshold(step) {
+                    Some(threshold) => (f64::NAN, threshold),
+                    None => (plan.density(step, target), plan.density(step, target)),
+                };
+                points.push(Point { step, what: "scored".to_owned(), density, fraction });
             }
         }
         (Schedule::Moves(moves), _) => {
@@ -141,6 +146,7 @@ fn table(lines: &[Line], horizon: Horizon) -> String {
         let (masks, column) = match line.schedule {
             Schedule::Masks(_) => (true, "dropped count"),
             Schedule::Moves(_) => (false, "share that moves"),
+            Schedule::Learns(_) if line.schedule.decides_density() => (true, "threshold"),
             Schedule::Learns(_) => (true, "share that counts"),
         };
         let others = match line.layers.len() - 1 {
@@ -156,7 +162,7 @@ fn table(lines: &[Line], horizon: Horizon) -> String {
                 grouped(point.step),
                 format!("{:.1}", point.step as f64 / horizon.steps_per_epoch as f64),
                 point.what.clone(),
-                format!("{:.4}", point.density),
+                if point.density.is_nan() { "open".to_owned() } else { format!("{:.4}", point.density) },
                 format!("{:.4}", point.fraction),
             ]);
         }
@@ -188,13 +194,14 @@ const RIGHT_BOTTOM: (f64, f64) = (820.0, 340.0);
 /// Okabe and Ito's colours.
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
-/// Over the steps, the density of each group of layers as a solid line and what dropped weights count, or the share that
-/// moves, as a dotted one.
+/// Over the steps, the density of each group of layers as a solid line and what dropped weights count, the share that moves,
+/// or the threshold, as a dotted one.
 fn picture(name: &str, lines: &[Line], horizon: Horizon) -> String {
     let x = |step: u64| {
         LEFT_TOP.0 + step as f64 / horizon.total_steps.max(1) as f64 * (RIGHT_BOTTOM.0 - LEFT_TOP.0)
     };
-    let y = |share: f64| RIGHT_BOTTOM.1 - share * (RIGHT_BOTTOM.1 - LEFT_TOP.1);
+    // A threshold need not lie between 0 and 1.
+    let y = |share: f64| RIGHT_BOTTOM.1 - share.clamp(0.0, 1.0) * (RIGHT_BOTTOM.1 - LEFT_TOP.1);
     let escaped = name.replace('&', "&amp;").replace('<', "&lt;");
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} {1}\" role=\"img\" \
@@ -228,7 +235,7 @@ fn picture(name: &str, lines: &[Line], horizon: Horizon) -> String {
         let all: Vec<(u64, f64, f64)> = all.collect();
         // Densities jump, what fades goes straight from point to point.
         let mut density = String::new();
-        for (i, &(step, share, _)) in all.iter().enumerate() {
+        for (i, &(step, share, _)) in all.iter().filter(|(_, share, _)| !share.is_nan()).enumerate() {
             let step = format!("{:.1}", x(step));
             let command = if i == 0 {
                 format!("M{step} {:.1}", y(share))
