@@ -26,6 +26,19 @@ pub enum Score {
     Magnitude,
 }
 
+/// What has a score of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granularity {
+    /// Each place: a weight or a block.
+    Places,
+    /// Each row of places: outputs.
+    Rows,
+    /// Each column of places: inputs.
+    Columns,
+    /// Each row and each column; a place's score is the product of both.
+    RowsAndColumns,
+}
+
 /// What decides how many places count.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Selection {
@@ -71,6 +84,8 @@ pub struct LearnSchedule {
     pub name: &'static str,
     /// What places are scored by.
     pub score: Score,
+    /// What has a score.
+    pub granularity: Granularity,
     /// What decides how many of them count.
     pub selection: Selection,
     /// All weights count until then.
@@ -79,6 +94,8 @@ pub struct LearnSchedule {
     pub fine_tune: Span,
     /// From one choice of the mask to the next.
     pub every: Span,
+    /// Whether biases of rows without a place that counts do not count either.
+    pub mask_bias: bool,
 }
 
 /// A schedule of learned masks for one run.
@@ -122,7 +139,8 @@ impl LearnSchedule {
     ) -> Result<Self, StructureError> {
         let (dense, fine_tune) = (options.span("dense")?, options.span("fine_tune")?);
         let (name, every) = (options.structure(), options.span("every")?);
-        Ok(Self { name, score, selection, dense, fine_tune, every })
+        let (granularity, mask_bias) = (Granularity::read(options)?, options.flag("mask_bias")?);
+        Ok(Self { name, score, granularity, selection, dense, fine_tune, every, mask_bias })
     }
 
     /// The plan for a run.
@@ -145,7 +163,7 @@ impl LearnSchedule {
     pub fn config(&self) -> Value {
         let mut config = json!({
             "name": self.name, "dense": self.dense.config(), "fine_tune": self.fine_tune.config(),
-            "every": self.every.config(),
+            "every": self.every.config(), "scores": self.granularity.name(), "mask_bias": self.mask_bias,
         });
         if let Score::Trained { lr } = self.score {
             config["lr"] = json!(lr);
@@ -212,6 +230,27 @@ impl LearnPlan {
     }
 }
 
+/// What scores of rows and columns, whose product is a place's, start from: from 0 the product would not move.
+pub const PRODUCT_START: f64 = 1.0;
+
+impl Granularity {
+    const ALL: [(&str, Self); 4] = [
+        ("places", Self::Places),
+        ("rows", Self::Rows),
+        ("columns", Self::Columns),
+        ("rows_and_columns", Self::RowsAndColumns),
+    ];
+
+    /// Reads its key.
+    pub(crate) fn read(options: &Options) -> Result<Self, StructureError> {
+        options.choice("scores", &Self::ALL, "`places`, `rows`, `columns` or `rows_and_columns`")
+    }
+
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, own)| *own == self).expect("all are listed").0
+    }
+}
+
 impl Penalty {
     /// What is taken from a score before its σ.
     pub fn shift(self) -> f64 {
@@ -243,6 +282,14 @@ pub fn choose_places(scores: &[f64], choice: Choice) -> Vec<bool> {
 }
 
 pub(crate) const LR: &str = "learning rate of the scores, which Adam trains, at the peak of the recipe's";
+
+pub(crate) const SCORES: Key = Key::new(
+    "scores",
+    "what has one: places | rows | columns | rows_and_columns: a place's is the product",
+    "\"places\"",
+);
+pub(crate) const MASK_BIAS: Key =
+    Key::new("mask_bias", "biases of rows without weights that count do not count either", "false");
 
 /// The keys of a threshold.
 pub(crate) const METHOD: Key = Key::new(

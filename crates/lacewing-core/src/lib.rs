@@ -58,7 +58,10 @@ pub use dense::Dense;
 pub use error::StructureError;
 pub use form::{Chain, Form, Gate, Gather, Link, Sum, Weights};
 pub use init::Init;
-pub use learn_plan::{Choice, LearnPlan, LearnSchedule, Penalty, Score, Selection, Threshold, choose_places};
+pub use learn_plan::{
+    Choice, Granularity, LearnPlan, LearnSchedule, PRODUCT_START, Penalty, Score, Selection, Threshold,
+    choose_places,
+};
 pub use mask_plan::{Decay, GradientPolicy, MaskPhase, MaskPlan, MaskSchedule, Rate, Stages};
 pub use move_across::{DropScope, Redistribution, keep_across, redistribute};
 pub use move_plan::{

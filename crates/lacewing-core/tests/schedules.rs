@@ -464,6 +464,13 @@ fn configs_come_back_and_wrong_ones_are_named() {
             config.as_object().unwrap().iter().filter(keep).map(|(k, v)| (k.clone(), v.clone())).collect();
         assert_eq!(Schedule::from_json(&given.into()).unwrap(), schedule, "{config}");
     }
+    // A product of scores cannot be a sum: it is trained.
+    let product = Schedule::from_json(&json!({"name": "movement", "scores": "rows_and_columns"})).unwrap();
+    assert_eq!(
+        (&product.config()["lr"], &product.config()["scores"]),
+        (&json!(0.01), &json!("rows_and_columns"))
+    );
+    assert_eq!(Schedule::from_json(&product.config()).unwrap(), product);
     let error = |config: Value| Schedule::from_json(&config).unwrap_err().to_string();
     assert!(error(json!("rigil")).contains("did you mean `rigl`"));
     assert_eq!(error(json!(3)), "a schedule is a name or a map with the key `name`, got 3");
@@ -477,6 +484,7 @@ fn configs_come_back_and_wrong_ones_are_named() {
     assert!(soft("final", json!(0.0)).contains("above 0 where there is a penalty"));
     assert!(soft("penalty", json!("l2")).contains("`l1`, `l0` or `none`"));
     assert!(soft("method", json!("top_k")).contains("`sigmoid_threshold` or `threshold`"));
+    assert!(soft("scores", json!("row")).contains("`rows`, `columns` or `rows_and_columns`"));
     let vain = error(json!({"name": "soft_movement", "penalty": "none", "lambda": 2}));
     assert_eq!(vain, "`soft_movement.lambda` cannot be combined with `penalty: none`");
     let plan = |config: Value| masks(&config, steps(100), 1, 8).unwrap_err().to_string();

@@ -219,14 +219,29 @@ fn recomputed_layers_see_the_same_mask() {
     {
         let mut config = structure;
         config["schedule"] = json!("sr_ste");
-        recomputed(&config);
+        recomputed_equals_kept(config);
     }
     // Where places move between layers there is no other weight than the one stored.
-    recomputed(&json!({"structure": "unstructured", "density": 0.2, "schedule": "snfs"}));
+    recomputed_equals_kept(json!({"structure": "unstructured", "density": 0.2, "schedule": "snfs"}));
+    for scores in ["places", "rows", "columns", "rows_and_columns"] {
+        let schedule = json!({"name": "soft_movement", "scores": scores, "mask_bias": true});
+        recomputed_equals_kept(json!({"structure": "block_sparse", "block": 4, "schedule": schedule}));
+    }
 }
 
-fn recomputed(config: &Value) {
-    let (linear, built) = layer(&Device::Cpu, config, 16, 8);
+fn recomputed_equals_kept(config: Value) {
+    let (linear, built) = layer(&Device::Cpu, &config, 16, 8);
+    let (evolving, params) = (&built.evolving[0], &built.params);
+    for name in ["layer.scores", "layer.row_scores"] {
+        let Some(id) = params.find(name) else { continue };
+        let scores: Vec<f32> = (0..params.info(id).len()).map(|i| (i as f32 * 1.7).sin()).collect();
+        params.set(id, &scores).unwrap();
+        let above = Choice::Above { threshold: 0.5, sigmoid: true, min_share: 0.0 };
+        evolving.choose_mask(params, above).unwrap();
+        let mask = evolving.learned_mask(params, params.flat_master()).unwrap().unwrap();
+        assert!(mask.contains(&true) && mask.contains(&false), "{config}: {mask:?}");
+        evolving.let_through(params, params.flat_master()).unwrap();
+    }
     let x = tensor(&Device::Cpu, &(0..32).map(|i| (i as f32).sin()).collect::<Vec<_>>(), &[2, 16]);
     let dy = tensor(&Device::Cpu, &(0..16).map(|i| (i as f32).cos()).collect::<Vec<_>>(), &[2, 8]);
     let plain = pass(&linear, &built, &x, &dy);
@@ -495,6 +510,155 @@ fn trained_scores_follow_the_gradient_of_loss_and_penalty() {
                 assert!((got - wanted).abs() <= bound, "{penalty:?}, step {steps}: {got} {wanted}");
             }
         }
+    }
+}
+
+/// What a layer of 4 × 8 weights in blocks of 2 × 4 has, and the gradients that reach it.
+struct Blocks {
+    w: Vec<f32>,
+    /// Of the effective weight.
+    g: Vec<f64>,
+    x: Tensor,
+    dy: Tensor,
+}
+
+impl Blocks {
+    fn new(device: &Device) -> Self {
+        let value = |i: usize| ((i * 37 % 19) as f32 - 9.0) / 8.0;
+        let mut unit = [0.0f32; 64];
+        (0..8).for_each(|i| unit[i * 9] = 1.0);
+        let dy: Vec<f32> = (0..32).map(|i| value(i * 5 + 2)).collect();
+        Self {
+            w: (0..32).map(value).collect(),
+            g: (0..32).map(|i| f64::from(dy[i % 8 * 4 + i / 8])).collect(),
+            x: tensor(device, &unit, &[8, 8]),
+            dy: tensor(device, &dy, &[8, 4]),
+        }
+    }
+
+    /// Σ g w over each of the four blocks, row by row.
+    fn sums(&self) -> [f64; 4] {
+        let mut sums = [0.0; 4];
+        (0..32).for_each(|i| sums[i / 16 * 2 + i % 8 / 4] += self.g[i] * f64::from(self.w[i]));
+        sums
+    }
+}
+
+#[test]
+fn rows_and_columns_have_scores_of_their_own() {
+    for (device, (scores, name)) in devices().into_iter().flat_map(|d| {
+        [("rows", "movement"), ("columns", "movement"), ("rows", "magnitude"), ("columns", "magnitude")]
+            .map(|case| (d.clone(), case))
+    }) {
+        let schedule = json!({"name": name, "scores": scores});
+        let config = json!({"structure": "block_sparse", "block": [2, 4], "schedule": schedule});
+        let (linear, built) = layer(&device, &config, 8, 4);
+        let (layer, params, blocks) = (&built.evolving[0], &built.params, Blocks::new(&device));
+        params.set(layer.weight, &blocks.w).unwrap();
+        layer.let_through(params, params.flat_master()).unwrap();
+        pass(&linear, &built, &blocks.x, &blocks.dy);
+        layer.learn(params, RATE).unwrap();
+        let of = |i: usize| if scores == "rows" { i / 16 } else { i % 8 / 4 };
+        let mut wanted = [0.0f64; 2];
+        for i in 0..32 {
+            let (g, w) = (blocks.g[i], f64::from(blocks.w[i]));
+            wanted[of(i)] += if name == "movement" { -g * w } else { w * w };
+        }
+        if name == "movement" {
+            // Products of eighths are exact, and so are their sums.
+            assert_eq!(values_of(&built, "scores"), wanted);
+        }
+        layer.choose_mask(params, Choice::Share(0.5)).unwrap();
+        let mask = layer.learned_mask(params, params.flat_master()).unwrap().unwrap();
+        let best = usize::from(wanted[1] > wanted[0]);
+        let counts = |place: usize| best == if scores == "rows" { place / 2 } else { place % 2 };
+        assert_eq!(mask, (0..4).map(counts).collect::<Vec<_>>(), "{name} of {scores}: {wanted:?}");
+    }
+}
+
+#[test]
+fn scores_of_rows_and_columns_multiply() {
+    for device in devices() {
+        let schedule = json!({"name": "soft_movement", "scores": "rows_and_columns", "lr": 0.5});
+        let config = json!({"structure": "block_sparse", "block": [2, 4], "schedule": schedule});
+        let (linear, built) = layer(&device, &config, 8, 4);
+        let (layer, params, blocks) = (&built.evolving[0], &built.params, Blocks::new(&device));
+        params.set(layer.weight, &blocks.w).unwrap();
+        assert_eq!([values_of(&built, "row_scores"), values_of(&built, "column_scores")], [[1.0; 2]; 2]);
+        let (rows, columns) = ([0.5f32, -1.5], [2.0f32, 0.25]);
+        params.set(params.find("layer.row_scores").unwrap(), &rows).unwrap();
+        params.set(params.find("layer.column_scores").unwrap(), &columns).unwrap();
+        let above = |threshold| Choice::Above { threshold, sigmoid: false, min_share: 0.0 };
+        let chosen = |choice| {
+            layer.choose_mask(params, choice).unwrap();
+            layer.learned_mask(params, params.flat_master()).unwrap().unwrap()
+        };
+        // The products are 1, 0.125, −3, −0.375.
+        assert_eq!(chosen(above(0.1)), [true, true, false, false]);
+        assert_eq!(chosen(above(-0.4)), [true, true, false, true]);
+        layer.let_through(params, params.flat_master()).unwrap();
+        pass(&linear, &built, &blocks.x, &blocks.dy);
+        let lambda = 3.0;
+        layer.learn(params, ScoreRate { share: 1.0, steps: 1, penalty: (Penalty::L1, lambda) }).unwrap();
+        // The gradient of Σ_ij dS_ij r_i c_j and of each vector's penalty, by central differences. Adam's first step has the length
+        // of the learning rate, so the first moment, a tenth of the gradient, says what it was.
+        let sums = blocks.sums();
+        let loss = |r: [f64; 2], c: [f64; 2]| {
+            let data: f64 = (0..4).map(|b| sums[b] * r[b / 2] * c[b % 2]).sum();
+            let penalty: f64 = r.iter().chain(&c).map(|&s| lambda * sigmoid(s) / 2.0).sum();
+            data + penalty
+        };
+        let (r, c, h) = (rows.map(f64::from), columns.map(f64::from), 1e-5);
+        for at in 0..4 {
+            let moved = |by: f64| {
+                let (mut r, mut c) = (r, c);
+                if at < 2 {
+                    r[at] += by
+                } else {
+                    c[at - 2] += by
+                }
+                loss(r, c)
+            };
+            let wanted = (moved(h) - moved(-h)) / (2.0 * h);
+            let vector = if at < 2 { "row_scores" } else { "column_scores" };
+            let got = 10.0 * values_of(&built, &format!("{vector}_first_moment"))[at % 2];
+            // Sums of 16 products below 4 in f32, and what the difference costs.
+            let bound = 1e-5 + 32.0 * 4.0 * f64::from(f32::EPSILON);
+            assert!((got - wanted).abs() <= bound, "{vector} {}: {got} {wanted}", at % 2);
+            let stepped = values_of(&built, vector)[at % 2];
+            let from = if at < 2 { r[at] } else { c[at - 2] };
+            assert!((stepped - (from - 0.5 * wanted.signum())).abs() <= 1e-5, "{stepped} from {from}");
+        }
+    }
+}
+
+#[test]
+fn biases_of_rows_that_count_nowhere_do_not_count() {
+    for (device, mask_bias) in devices().into_iter().flat_map(|d| [false, true].map(|m| (d.clone(), m))) {
+        let schedule = json!({"name": "movement", "scores": "rows", "mask_bias": mask_bias});
+        let config = json!({"structure": "block_sparse", "block": [2, 4], "schedule": schedule});
+        let (linear, built) = layer(&device, &config, 8, 4);
+        let (layer, params, blocks) = (&built.evolving[0], &built.params, Blocks::new(&device));
+        let bias = linear.bias().unwrap();
+        params.set(layer.weight, &blocks.w).unwrap();
+        params.set(bias, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+        params.set(params.find("layer.scores").unwrap(), &[-1.0, 1.0]).unwrap();
+        layer.choose_mask(params, Choice::Share(0.5)).unwrap();
+        layer.let_through(params, params.flat_master()).unwrap();
+        let zeros = tensor(&device, &[0.0; 8], &[1, 8]);
+        let dy = tensor(&device, &[5.0, 6.0, 7.0, 8.0], &[1, 4]);
+        let (y, _) = pass(&linear, &built, &zeros, &dy);
+        layer.learn(params, RATE).unwrap();
+        let gradient = params.gradient(bias).unwrap().to_f32().unwrap();
+        let packed = layer.learned_bias(params, params.flat_master()).unwrap();
+        if mask_bias {
+            assert_eq!((y, gradient), (vec![0.0, 0.0, 3.0, 4.0], vec![0.0, 0.0, 7.0, 8.0]));
+            assert_eq!(packed.unwrap(), [0.0, 0.0, 3.0, 4.0]);
+        } else {
+            assert_eq!((y, gradient), (vec![1.0, 2.0, 3.0, 4.0], vec![5.0, 6.0, 7.0, 8.0]));
+            assert_eq!(packed, None);
+        }
+        assert_eq!(params.master(bias).to_f32().unwrap(), [1.0, 2.0, 3.0, 4.0], "it stays as it was");
     }
 }
 

@@ -152,6 +152,17 @@ const SCHEDULES: &[&[(&str, &str)]] = &[
     &[
         (
             "model.fc1",
+            "{structure: block_sparse, block: 8, density: 0.25, schedule: \
+             {name: movement, scores: rows_and_columns, lr: 0.3, every: 2 steps, mask_bias: true}}",
+        ),
+        (
+            "model.fc2",
+            "{structure: unstructured, schedule: {name: soft_movement, scores: rows, lr: 0.3, every: 2 steps, mask_bias: true}}",
+        ),
+    ],
+    &[
+        (
+            "model.fc1",
             "{structure: block_sparse, block: 8, schedule: {name: soft_movement, every: 2 steps, lr: 0.3, lambda: 9}}",
         ),
         (

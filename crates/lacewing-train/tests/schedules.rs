@@ -225,11 +225,11 @@ fn learned_masks_thin_out_and_are_packed() {
 
 #[test]
 fn thresholds_keep_what_is_above_them_and_the_file_says_how_much() {
-    for (schedule, sigmoid) in [
-        ("{name: soft_movement, every: 4 steps, lr: 0.3, lambda: 0.3}", true),
-        ("{name: soft_movement, method: threshold, every: 4 steps, lr: 0.1, penalty: none}", false),
+    for (schedule, sigmoid, threshold) in [
+        ("{name: soft_movement, every: 4 steps, lr: 0.3, lambda: 0.3}", true, 0.1),
+        ("{name: soft_movement, method: threshold, every: 4 steps, lr: 0.1, penalty: none}", false, 0.1),
         // Nothing is above it: the floor counts.
-        ("{name: soft_movement, final: 1, min_share: 0.05}", true),
+        ("{name: soft_movement, final: 1, min_share: 0.05}", true, 1.0),
     ] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let out = folder.path().join("run");
@@ -249,7 +249,7 @@ fn thresholds_keep_what_is_above_them_and_the_file_says_how_much() {
             let scores = state.f32(&format!("param/{layer}.scores"), &grid).expect("scores");
             let above = scores.iter().filter(|&&score| {
                 let score = f64::from(score);
-                if sigmoid { 1.0 / (1.0 + (-score).exp()) > 0.1 } else { score > 0.1 }
+                (if sigmoid { 1.0 / (1.0 + (-score).exp()) } else { score }) > threshold
             });
             let floor = if schedule.contains("min_share") { places / 20 + 1 } else { places / 200 + 1 };
             let kept = above.count().max(floor);
@@ -263,6 +263,61 @@ fn thresholds_keep_what_is_above_them_and_the_file_says_how_much() {
         let dense = self::recipe(&folder.path().join("dense"), &[("train.max_steps", "1")]);
         let dense = train(dense, Start::New, &AtomicBool::new(false), &mut |_| {}).expect("a run");
         assert_eq!(finished.rows[0].parameters, dense.rows[0].parameters - 2 * 2048 + parameters);
+    }
+}
+
+#[test]
+fn rows_and_columns_are_dropped_whole_and_the_file_is_what_was_trained() {
+    for (schedule, whole_rows, whole_columns) in [
+        ("{name: movement, scores: rows, every: 4 steps, mask_bias: true}", true, false),
+        ("{name: movement, scores: columns, every: 4 steps}", false, true),
+        ("{name: magnitude, scores: rows, mask_bias: true}", true, false),
+        ("{name: soft_movement, scores: rows, lr: 0.3, every: 4 steps, mask_bias: true}", true, false),
+        ("{name: movement, scores: rows_and_columns, lr: 0.3, every: 4 steps}", false, false),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let out = folder.path().join("run");
+        let fc1 = format!("{{structure: block_sparse, block: 8, density: 0.25, schedule: {schedule}}}");
+        let fc2 = format!("{{structure: unstructured, density: 0.25, schedule: {schedule}}}");
+        let recipe = recipe(&out, &[("model.fc1", fc1.as_str()), ("model.fc2", &fc2)]);
+        let finished =
+            train(recipe.clone(), Start::New, &AtomicBool::new(false), &mut |_| {}).expect("a run");
+        assert_eq!(accuracy_of_file(&recipe, &out), finished.rows[0].accuracy, "{schedule}");
+        let saved = SavedModel::read(&out.join(MODEL_FILE)).expect("written by the run");
+        let built = rebuild(&saved, &Device::Cpu, ComputeType::F32).expect("it fits this program");
+        let buffers = saved.buffers().expect("indices");
+        for (layer, n_in, n_out) in [("blocks.0.mlp.fc1", 32, 64), ("blocks.0.mlp.fc2", 64, 32)] {
+            let own: Vec<_> = buffers
+                .iter()
+                .filter_map(|buffer| Some((buffer.name.strip_prefix(layer)?.strip_prefix('.')?, buffer)))
+                .map(|(name, buffer)| lacewing_core::IndexBuffer { name: name.to_owned(), ..buffer.clone() })
+                .collect();
+            let structure =
+                restore(&saved.card.structures[layer], n_in, n_out, &own).expect("what was written");
+            let Form::Pattern(pattern) = structure.form() else { panic!("{layer} is a pattern") };
+            let (rows, cols) = pattern.grid();
+            let mut counts = (vec![0; rows], vec![0; cols]);
+            for &(row, col) in &pattern.positions {
+                counts.0[row as usize] += 1;
+                counts.1[col as usize] += 1;
+            }
+            assert!(!whole_rows || counts.0.iter().all(|&n| n == 0 || n == cols), "{schedule}: {counts:?}");
+            assert!(
+                !whole_columns || counts.1.iter().all(|&n| n == 0 || n == rows),
+                "{schedule}: {counts:?}"
+            );
+            if !schedule.contains("soft") {
+                assert_eq!(pattern.nnz(), rows * cols / 4, "{layer} under {schedule}");
+            }
+            if schedule.contains("mask_bias") {
+                let bias = built.params.find(&format!("{layer}.bias")).expect("a bias");
+                let bias = built.params.master(bias).to_f32().expect("on the host");
+                let per_row = n_out / rows;
+                for (row, &bias) in bias.iter().enumerate() {
+                    assert_eq!(bias == 0.0, counts.0[row / per_row] == 0, "{layer} under {schedule}");
+                }
+            }
+        }
     }
 }
 

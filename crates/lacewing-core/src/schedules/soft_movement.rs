@@ -5,8 +5,8 @@ use super::{Schedule, ScheduleKind};
 use crate::LearnSchedule;
 use crate::config::Key;
 use crate::learn_plan::{
-    DENSE, EVERY, FINAL, FINE_TUNE, INITIAL, LAMBDA, LR, METHOD, MIN_SHARE, PENALTY, Score, Selection,
-    Threshold,
+    DENSE, EVERY, FINAL, FINE_TUNE, INITIAL, LAMBDA, LR, MASK_BIAS, METHOD, MIN_SHARE, PENALTY, SCORES,
+    Score, Selection, Threshold,
 };
 
 /// The row of the table.
@@ -14,6 +14,7 @@ pub(super) static KIND: ScheduleKind = ScheduleKind {
     name: "soft_movement",
     about: "the mask of the weights or blocks whose trained scores are above a threshold; the density comes of it",
     keys: &[
+        SCORES,
         METHOD,
         INITIAL,
         FINAL,
@@ -24,6 +25,7 @@ pub(super) static KIND: ScheduleKind = ScheduleKind {
         DENSE,
         FINE_TUNE,
         EVERY,
+        MASK_BIAS,
     ],
     build: |options| {
         let score = Score::Trained { lr: options.number("lr", 0.0, f64::MAX)? };

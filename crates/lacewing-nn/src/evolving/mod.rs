@@ -33,6 +33,7 @@ pub struct Evolving {
     pub schedule: Schedule,
     /// Its weights: all of them under masks and moves between layers, the stored ones under other moves.
     pub weight: ParamId,
+    pub(crate) bias: Option<ParamId>,
     pub(crate) running: Arc<Running>,
     pub(crate) kind: Kind,
 }
@@ -45,7 +46,7 @@ pub(crate) enum Kind {
     Across(Arc<Across>),
 }
 
-/// The weights that a masked layer multiplies by, in the compute type; made with the first mask.
+/// What a masked layer computes with in place of a parameter, in the compute type; made with the first mask.
 pub(crate) type Effective = OnceLock<Tensor>;
 
 /// What growth by gradients watches.
@@ -81,13 +82,7 @@ impl Evolving {
 
     /// Where the effective weights lie; made when first asked for.
     fn effective<'a>(&self, effective: &'a Effective, params: &Params) -> Result<&'a Tensor, EngineError> {
-        if effective.get().is_none() {
-            let shape = &params.info(self.weight).shape;
-            let fresh = Tensor::empty(&params.device(), params.compute_dtype(), shape)?.numbered();
-            // Losing a race would only drop another array.
-            let _ = effective.set(fresh);
-        }
-        Ok(effective.get().expect("set above"))
+        effective_of(effective, params, self.weight)
     }
 
     /// The phase that a schedule of masks ends with; none under another schedule.
@@ -101,6 +96,21 @@ impl Evolving {
     fn block(&self) -> (usize, usize) {
         pattern_of(&*self.structure()).block
     }
+}
+
+/// Where the effective values of a parameter lie; made when first asked for.
+fn effective_of<'a>(
+    effective: &'a Effective,
+    params: &Params,
+    id: ParamId,
+) -> Result<&'a Tensor, EngineError> {
+    if effective.get().is_none() {
+        let shape = &params.info(id).shape;
+        let fresh = Tensor::empty(&params.device(), params.compute_dtype(), shape)?.numbered();
+        // Losing a race would only drop another array.
+        let _ = effective.set(fresh);
+    }
+    Ok(effective.get().expect("set above"))
 }
 
 /// The pattern of a structure that has a schedule.

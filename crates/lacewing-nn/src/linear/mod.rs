@@ -268,7 +268,7 @@ impl Linear {
                 let Form::Pattern(pattern) = structure.form() else {
                     unreachable!("schedules are checked before")
                 };
-                Some(Kind::Learned(Arc::new(Learned::build(scope, learns, pattern)?)))
+                Some(Kind::Learned(Arc::new(Learned::build(scope, learns, pattern, options.bias)?)))
             }
         };
         let dense = Dense { n_in, n_out };
@@ -318,6 +318,7 @@ impl Linear {
                 name: scope.path().to_owned(),
                 schedule: schedule.clone(),
                 weight: weights[0],
+                bias,
                 running: running.clone(),
                 kind: kind.clone(),
             });
@@ -349,7 +350,12 @@ impl Linear {
         };
         let of = |&id: &ParamId| effective.map_or_else(|| cx.param(id), |value| cx.param_as(id, value));
         let weights: Vec<Var> = self.weights.iter().map(of).collect();
-        let bias = self.bias.map(|id| cx.param(id));
+        let effective_bias = match &self.changes {
+            Some(Kind::Learned(learned)) => learned.effective_bias(),
+            _ => None,
+        };
+        let of = |id| effective_bias.map_or_else(|| cx.param(id), |value| cx.param_as(id, value));
+        let bias = self.bias.map(of);
         let product = self.running.now().product;
         match &self.changes {
             Some(Kind::Moving(watch)) if cx.is_training() && watch.is_on.load(Ordering::Relaxed) => {

@@ -55,6 +55,9 @@ pub(super) fn pack(
             config["kernel"] = json!(kernel);
         }
         structures.push((layer.name.clone(), config));
+        if let Some(biases) = layer.learned_bias(params, by)? {
+            values.insert(format!("{}.bias", layer.name), biases);
+        }
         values.insert(format!("{}.weight", layer.name), weights);
     }
     if structures.is_empty() {
