@@ -139,6 +139,16 @@ pub struct ModelInput {
     pub n_classes: usize,
 }
 
+/// Which teacher a run has: its values are not in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherMark {
+    /// Where it lay.
+    pub path: PathBuf,
+    /// Of its file of weights.
+    pub digest: String,
+}
+
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -171,6 +181,9 @@ pub struct Progress {
     pub structures: BTreeMap<String, Value>,
     /// The recipe, with all defaults.
     pub recipe: Recipe,
+    /// The teacher, of a run that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherMark>,
 }
 
 /// What `model.safetensors` says of itself.
@@ -233,6 +246,7 @@ impl Progress {
             input,
             structures,
             recipe,
+            teacher: None,
         }
     }
 
@@ -252,6 +266,9 @@ impl Progress {
         recipe.out = None;
         recipe.train.max_steps = None;
         recipe.data.path = None;
+        if let (Some(distill), Some(mark)) = (&mut recipe.train.distill, &self.teacher) {
+            distill.teacher = PathBuf::from(&mark.digest);
+        }
         ModelCard {
             format: FORMAT,
             label: self.label.clone(),

@@ -49,6 +49,18 @@ pub enum TrainError {
         /// The shape of the data, after augmentation.
         got: ImageShape,
     },
+    /// A teacher that does not know what the data has.
+    #[error("the teacher {} does not fit the data: {what}: expected {expected}, got {got}", path.display())]
+    Teacher {
+        /// Where it lies.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
+        /// The data's.
+        expected: String,
+        /// The teacher's.
+        got: String,
+    },
     /// The output folder holds a run already.
     #[error("{} holds a run already: continue it with --resume {}, or choose another --out", path.display(), path.display())]
     Taken {

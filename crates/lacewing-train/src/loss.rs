@@ -9,12 +9,14 @@ pub const LOSSES: &[Loss] = &[
         name: "cross_entropy",
         about: "classes exclude each other: softmax, summed over classes, mean over pictures",
         takes_threshold: false,
+        takes_teacher: true,
         of: |logits, target, _, grad_scale| softmax_cross_entropy(logits, target, grad_scale),
     },
     Loss {
         name: "binary_cross_entropy",
         about: "each class a yes or no of its own: sigmoid, mean over classes and pictures",
         takes_threshold: true,
+        takes_teacher: false,
         of: binary_cross_entropy,
     },
 ];
@@ -30,6 +32,8 @@ pub struct Loss {
     pub about: &'static str,
     /// Whether targets may be compared with a threshold.
     pub takes_threshold: bool,
+    /// Whether a teacher's softmax can be a part of it.
+    pub takes_teacher: bool,
     of: Of,
 }
 

@@ -10,6 +10,7 @@ pub mod block_sparse;
 pub mod chain;
 pub mod copy2d;
 pub mod dense_gradient;
+pub mod distillation;
 pub mod dropout;
 pub mod elementwise;
 pub mod gather;
@@ -42,6 +43,7 @@ pub use block_sparse::{BlockIndex, block_sparse_linear};
 pub use chain::{ChainPlan, chain};
 pub use copy2d::resize_cols;
 pub use dense_gradient::{DenseGradient, SumOver};
+pub use distillation::{Distillation, distillation};
 pub use dropout::{drop_path_scale, dropout};
 pub use elementwise::{add, cast, gated_sum, residual, scale};
 pub use gather::{GatherIndex, gather};
@@ -72,6 +74,7 @@ pub static SOURCES: &[&lacewing_cuda::Source] = &[
     &binary_cross_entropy::cuda::SOURCE,
     &block_mask::cuda::SOURCE,
     &copy2d::cuda::SOURCE,
+    &distillation::cuda::SOURCE,
     &dropout::cuda::SOURCE,
     &elementwise::cuda::SOURCE,
     &gather::cuda::SOURCE,

@@ -83,6 +83,8 @@ pub struct TrainConfig {
     pub loss: String,
     /// With the loss `binary_cross_entropy`: targets above it count as 1, all others as 0.
     pub target_threshold: Option<f64>,
+    /// A teacher whose answers are a part of the loss.
+    pub distill: Option<DistillConfig>,
     /// The optimizer.
     pub optimizer: OptimizerName,
     /// The learning rate after warm-up.
@@ -128,6 +130,31 @@ pub struct TrainConfig {
     pub checkpoint_every: u64,
     /// Steps between log lines, when losses are fetched and checked.
     pub log_every: u64,
+}
+
+/// Distillation: the loss is (1 − α) times that of the labels and α T² times the divergence of the answers from a trained
+/// model's, both softened by T.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DistillConfig {
+    /// The teacher: a run's folder, a converted model's, or a `model.safetensors`.
+    pub teacher: PathBuf,
+    /// α: its share of the loss.
+    #[serde(default = "DistillConfig::alpha")]
+    pub alpha: f64,
+    /// T: what logits are divided by before their softmax.
+    #[serde(default = "DistillConfig::temperature")]
+    pub temperature: f64,
+}
+
+impl DistillConfig {
+    fn alpha() -> f64 {
+        0.5
+    }
+
+    fn temperature() -> f64 {
+        2.0
+    }
 }
 
 /// An exponential moving average of the weights, which is then what is evaluated.
@@ -221,6 +248,7 @@ impl Default for TrainConfig {
             max_steps: None,
             loss: "cross_entropy".to_owned(),
             target_threshold: None,
+            distill: None,
             optimizer: OptimizerName::AdamW,
             lr: 1e-3,
             min_lr: 0.0,
@@ -266,6 +294,8 @@ impl Recipe {
         let in_fraction = |x: f64| (0.0..1.0).contains(&x);
         let rate = "a finite number, 0 or more";
         let is_rate = |x: f64| x.is_finite() && x >= 0.0;
+        let (alpha, temperature) =
+            train.distill.as_ref().map_or((0.0, 1.0), |distill| (distill.alpha, distill.temperature));
         let rules: &[(&str, f64, &'static str, bool)] = &[
             ("data.batch_size", self.data.batch_size as f64, positive, self.data.batch_size > 0),
             (
@@ -306,6 +336,13 @@ impl Recipe {
                 train.clip_norm.is_none_or(|x| x > 0.0),
             ),
             ("train.ema.decay", train.ema.decay, fraction, in_fraction(train.ema.decay)),
+            ("train.distill.alpha", alpha, "0 to 1", (0.0..=1.0).contains(&alpha)),
+            (
+                "train.distill.temperature",
+                temperature,
+                "above 0",
+                temperature.is_finite() && temperature > 0.0,
+            ),
         ];
         if let Some(&(path, got, expected, _)) = rules.iter().find(|(.., holds)| !holds) {
             return Err(RecipeError::OutOfRange { path: path.to_owned(), got: got.to_string(), expected });
@@ -317,6 +354,11 @@ impl Recipe {
         if let (Some(threshold), false) = (train.target_threshold, self.loss()?.takes_threshold) {
             let (path, got) = ("train.target_threshold".to_owned(), threshold.to_string());
             let expected = "null unless train.loss is `binary_cross_entropy`";
+            return Err(RecipeError::OutOfRange { path, got, expected });
+        }
+        if train.distill.is_some() && !self.loss()?.takes_teacher {
+            let (path, got) = ("train.distill".to_owned(), format!("train.loss {}", train.loss));
+            let expected = "null unless train.loss is `cross_entropy`";
             return Err(RecipeError::OutOfRange { path, got, expected });
         }
         self.schedule(0, 1).map(|_| ())

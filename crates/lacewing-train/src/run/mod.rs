@@ -9,6 +9,7 @@ mod evolution;
 mod output;
 mod pack;
 mod steps;
+mod teacher;
 mod trainee;
 
 pub use contender::{Contender, contenders};
@@ -32,6 +33,7 @@ use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use steps::Job;
+use teacher::{Teacher, check_teacher};
 use trainee::{Trainee, check_unchanged};
 
 /// How a run ended.
@@ -120,6 +122,7 @@ pub fn train_with(
     let data = open_data(&recipe)?;
     let (train_loader, test_loader) = shared_loaders(&recipe, &data, ranks)?;
     let contenders = contender::fit(&mut recipe, train_loader.image_shape(), &data)?;
+    let teacher = Teacher::load(&recipe, &device, train_loader.image_shape(), &data)?;
     let plan = Plan::new(&recipe, train_loader.batches_per_epoch() as u64);
     let mut summaries = Vec::new();
     for contender in &contenders {
@@ -134,6 +137,7 @@ pub fn train_with(
         let path = output.checkpoint(contender.folder.as_deref());
         if let Some(saved) = Progress::read(&path)? {
             check_unchanged(&path, &saved, &recipe, contender)?;
+            check_teacher(&path, saved.teacher.as_ref(), teacher.as_ref())?;
         }
     }
     if ranks.is_first() {
@@ -161,6 +165,7 @@ pub fn train_with(
         if let Some(sums) = ranks.host_sums() {
             trainee.evolution.sum_over(&sums);
         }
+        trainee.progress.teacher = teacher.as_ref().map(|teacher| teacher.mark.clone());
         let from_step = trainee.progress.step;
         if ranks.is_first() {
             output.rewind_metrics(&contender.label, from_step)?;
@@ -190,6 +195,7 @@ pub fn train_with(
             schedule,
             train: &train_loader,
             test: &test_loader,
+            teacher: teacher.as_ref(),
             class_names: &data.class_names,
             checkpoint: output.checkpoint(folder),
             weights: output.weights(folder),

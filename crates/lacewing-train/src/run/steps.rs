@@ -1,5 +1,6 @@
 //! The training loop.
 
+use super::teacher::Teacher;
 use super::trainee::Trainee;
 use super::{Event, Outcome, Plan};
 use crate::data::{Batch, Loader, Position};
@@ -23,6 +24,7 @@ pub(super) struct Job<'a> {
     pub(super) schedule: Schedule,
     pub(super) train: &'a Loader,
     pub(super) test: &'a Loader,
+    pub(super) teacher: Option<&'a Teacher>,
     pub(super) class_names: &'a [String],
     pub(super) checkpoint: PathBuf,
     pub(super) weights: PathBuf,
@@ -103,6 +105,9 @@ impl Job<'_> {
                 loss.of(logits.value(), target, threshold, grad_scale)?
             }
         };
+        if let Some(teacher) = self.teacher {
+            teacher.teach(&images, logits.value(), (&loss, &dlogits), grad_scale)?;
+        }
         cx.backward(&logits, dlogits)?;
         Ok(loss)
     }
