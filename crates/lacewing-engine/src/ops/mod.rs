@@ -32,6 +32,7 @@ pub mod strided_blocks;
 pub mod tokens;
 pub mod transpose;
 pub mod unfold;
+pub mod window_attention;
 
 pub use activation::{ACTIVATIONS, Activation, activation, bias_activation};
 pub use attention::{attention, attention_separate};
@@ -45,7 +46,7 @@ pub use copy2d::resize_cols;
 pub use dense_gradient::{DenseGradient, SumOver};
 pub use distillation::{Distillation, distillation};
 pub use dropout::{drop_path_scale, dropout};
-pub use elementwise::{add, cast, gated_sum, residual, scale};
+pub use elementwise::{add, cast, gated_sum, residual, scale, sigmoid};
 pub use gather::{GatherIndex, gather};
 pub use k_winners::{Competition, DutyCycles, DutyRate, k_winners};
 pub use layer_norm::{add_layer_norm, layer_norm};
@@ -63,6 +64,7 @@ pub use strided_blocks::strided_blocks;
 pub use tokens::{embed_tokens, mean_tokens, select_token};
 pub use transpose::transpose;
 pub use unfold::{Window, unfold};
+pub use window_attention::{WindowIndex, window_attention, window_attention_separate};
 
 /// Every kernel source of the engine, so that a machine without a GPU can compile them all.
 pub static SOURCES: &[&lacewing_cuda::Source] = &[
@@ -92,6 +94,7 @@ pub static SOURCES: &[&lacewing_cuda::Source] = &[
     &tokens::cuda::SOURCE,
     &transpose::cuda::SOURCE,
     &unfold::cuda::SOURCE,
+    &window_attention::cuda::SOURCE,
 ];
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 mod convolutions;
 mod losses;
 mod optimizers;
+mod window_attention;
 
 use lacewing_engine::ops::{self, Activation, BlockIndex, RunningStats, Target, Window};
 use lacewing_engine::optim::{AdamW, AdamWConfig, Ema, Optimizer, Sgd, SgdConfig};
@@ -82,6 +83,9 @@ const F32_INPUTS: &[(&str, &[&str])] = &[
     ("batch_norm_wide", &["g", "b"]),
     ("embed_cls", &["cls", "pos"]),
     ("embed_plain", &["pos"]),
+    ("window_attention_shifted", &["log_scale", "bias"]),
+    ("window_attention_deep", &["log_scale", "bias"]),
+    ("window_attention_whole", &["log_scale", "bias"]),
 ];
 
 /// Runs `f` on the case's inputs everywhere and compares its value and all gradients.
@@ -175,6 +179,7 @@ fn elementwise_ops_meet_the_oracle() {
         let scale = Tensor::from_f32(&place.device(), &[0.5, 2.0], &[2])?;
         ops::residual(cx, &v[0], &v[1], Some(&scale))
     });
+    check("sigmoid", &["x"], |_, cx, v| ops::sigmoid(cx, &v[0], 16.0));
     check("scale", &["x"], |_, cx, v| ops::scale(cx, &v[0], 0.75));
     check("gated_sum", &["a", "b", "g"], |_, cx, v| ops::gated_sum(cx, &v[0], &v[1], &v[2]));
 }

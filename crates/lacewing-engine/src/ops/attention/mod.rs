@@ -117,11 +117,11 @@ fn backward(
     Ok(())
 }
 
-fn packed(tensor: &Tensor, width: usize) -> [Rows<'_>; 3] {
+pub(super) fn packed(tensor: &Tensor, width: usize) -> [Rows<'_>; 3] {
     [0, 1, 2].map(|i| Rows { tensor, offset: i * width, stride: 3 * width })
 }
 
-fn whole(tensor: &Tensor) -> Rows<'_> {
+pub(super) fn whole(tensor: &Tensor) -> Rows<'_> {
     Rows { tensor, offset: 0, stride: tensor.cols() }
 }
 

@@ -1,6 +1,7 @@
 //! Elementwise ops on the CPU, one pass each.
 
 use lacewing_cpu::map::{Map, Update, map, sweep, update};
+use lacewing_cpu::math;
 use lacewing_cpu::parallel::rows_per_task;
 use lacewing_cpu::simd::{Isa, Vectorize, dispatch};
 use rayon::prelude::*;
@@ -44,6 +45,37 @@ impl Map<1> for Scale {
     #[inline(always)]
     fn at<I: Isa>(self, isa: I, [x]: [I::V; 1]) -> I::V {
         isa.mul(isa.splat(self.0), x)
+    }
+}
+
+/// `y = s σ(x)`.
+pub(super) fn sigmoid(x: &[f32], s: f32, y: &mut [f32]) {
+    map(Sigmoid(s), [x], y);
+}
+
+/// `dx = dy · y (1 − y / s)`.
+pub(super) fn sigmoid_backward(dy: &[f32], y: &[f32], s: f32, dx: &mut [f32]) {
+    map(SigmoidBackward(1.0 / s), [dy, y], dx);
+}
+
+#[derive(Clone, Copy)]
+struct Sigmoid(f32);
+
+impl Map<1> for Sigmoid {
+    #[inline(always)]
+    fn at<I: Isa>(self, isa: I, [x]: [I::V; 1]) -> I::V {
+        isa.mul(isa.splat(self.0), math::sigmoid(isa, x))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct SigmoidBackward(f32);
+
+impl Map<2> for SigmoidBackward {
+    #[inline(always)]
+    fn at<I: Isa>(self, isa: I, [dy, y]: [I::V; 2]) -> I::V {
+        let rest = isa.sub(isa.splat(1.0), isa.mul(y, isa.splat(self.0)));
+        isa.mul(dy, isa.mul(y, rest))
     }
 }
 

@@ -9,6 +9,8 @@ pub(crate) static SOURCE: Source = source!("elementwise");
 
 const ADD: Entry = entry!("add");
 const SCALE: Entry = entry!("scale");
+const SIGMOID: Entry = entry!("sigmoid");
+const SIGMOID_BACKWARD: Entry = entry!("sigmoid_backward");
 const SCALE_ROWS: Entry = entry!("scale_rows");
 const GATED_SUM: Entry = entry!("gated_sum");
 const GATED_SUM_BACKWARD: Entry = entry!("gated_sum_backward");
@@ -44,6 +46,32 @@ pub(super) fn scale(gpu: &Device, x: &Tensor, s: f32, y: &Tensor) -> Result<(), 
     expect(&[("x", x, dtype, n)]);
     let kernel = gpu.function(&SOURCE, of(SCALE, dtype))?;
     let args = [ptr(x), ptr(y), Arg::U64(n as u64), s.into()];
+    // SAFETY: the arguments are the kernel's in its order, each of `n` elements.
+    unsafe { kernel.launch([blocks(n, MAP_BLOCK), 1, 1], [256, 1, 1], 0, &args) }
+}
+
+/// `y = s σ(x)`; `y` may be `x`.
+pub(super) fn sigmoid(gpu: &Device, x: &Tensor, s: f32, y: &Tensor) -> Result<(), CudaError> {
+    let (dtype, n) = (y.dtype(), y.len());
+    expect(&[("x", x, dtype, n)]);
+    let kernel = gpu.function(&SOURCE, of(SIGMOID, dtype))?;
+    let args = [ptr(x), ptr(y), Arg::U64(n as u64), s.into()];
+    // SAFETY: the arguments are the kernel's in its order, each of `n` elements.
+    unsafe { kernel.launch([blocks(n, MAP_BLOCK), 1, 1], [256, 1, 1], 0, &args) }
+}
+
+/// `dx = dy · y (1 − y / s)`; `dx` may be an operand.
+pub(super) fn sigmoid_backward(
+    gpu: &Device,
+    dy: &Tensor,
+    y: &Tensor,
+    s: f32,
+    dx: &Tensor,
+) -> Result<(), CudaError> {
+    let (dtype, n) = (dx.dtype(), dx.len());
+    expect(&[("dy", dy, dtype, n), ("y", y, dtype, n)]);
+    let kernel = gpu.function(&SOURCE, of(SIGMOID_BACKWARD, dtype))?;
+    let args = [ptr(dy), ptr(y), ptr(dx), Arg::U64(n as u64), (1.0 / s).into()];
     // SAFETY: the arguments are the kernel's in its order, each of `n` elements.
     unsafe { kernel.launch([blocks(n, MAP_BLOCK), 1, 1], [256, 1, 1], 0, &args) }
 }

@@ -1,6 +1,7 @@
 // Elementwise arithmetic, and the two products with a number a row.
 //
 //   add y = a + b    accumulate y (f32) += x (bf16)    scale y = s x    cast y = x in the other type
+//   sigmoid y = s sigmoid(x)    sigmoid_backward dx = dy y (1 - y / s)
 //   scale_rows y[r, :] = s[r / rows_per_scale] x[r, :]
 //   gated_sum  y[r, :] = (1 - k) a[r, :] + k b[r, :], k = sigmoid(g[r]);
 //              backward da = (1 - k) dy, db = k dy, dg[r] = k (1 - k) sum over c of dy (b - a)
@@ -79,6 +80,12 @@ __device__ __forceinline__ void gated_sum_backward(const T* dy, const T* a, cons
     }                                                                                                               \
     MAP(scale, T, SUFFIX)(const T* x, T* y, u64 n, float s) {                                                       \
         map(n, y, [s](float v) { return s * v; }, x);                                                               \
+    }                                                                                                               \
+    MAP(sigmoid, T, SUFFIX)(const T* x, T* y, u64 n, float s) {                                                     \
+        map(n, y, [s](float v) { return s * sigmoid(v); }, x);                                                      \
+    }                                                                                                               \
+    MAP(sigmoid_backward, T, SUFFIX)(const T* dy, const T* y, T* dx, u64 n, float inverse) {                        \
+        map(n, dx, [inverse](float d, float v) { return d * v * (1.0f - v * inverse); }, dy, y);                    \
     }                                                                                                               \
     MAP(scale_rows, T, SUFFIX)(const T* x, const float* s, T* y, u32 rows, u32 cols, u32 rows_per_scale) {          \
         if (cols % CHUNK == 0 && aligned(x, y)) scale_rows<true>(x, s, y, rows, cols, rows_per_scale);              \

@@ -30,6 +30,29 @@ pub fn scale(cx: &Cx, x: &Var, s: f32) -> Result<Var> {
     Ok(cx.record(y, &[x], move |gradients, dy| gradients.add(&x_var, scaled(&dy, s)?)))
 }
 
+/// `y = s σ(x)`, σ the logistic function.
+///
+/// # Errors
+///
+/// What the device reports.
+pub fn sigmoid(cx: &Cx, x: &Var, s: f32) -> Result<Var> {
+    super::matmul::expect_float("sigmoid", "x", x.value())?;
+    let y = x.value().like(x.shape())?;
+    match y.gpu() {
+        None => cpu::sigmoid(&x.value().read(), s, &mut y.write()),
+        Some(gpu) => cuda::sigmoid(gpu, x.value(), s, &y)?,
+    }
+    let (x_var, kept) = (x.handle(), y.clone());
+    Ok(cx.record(y, &[x], move |gradients, dy| {
+        let dx = dy.like(dy.shape())?;
+        match dy.gpu() {
+            None => cpu::sigmoid_backward(&dy.read(), &kept.read(), s, &mut dx.write()),
+            Some(gpu) => cuda::sigmoid_backward(gpu, &dy, &kept, s, &dx)?,
+        }
+        gradients.add(&x_var, dx)
+    }))
+}
+
 /// `y = x + s · branch`, `s` one factor a sample (1 if absent): the residual sum with stochastic depth.
 ///
 /// Shapes: `x`, `branch [batch, ...]`; `row_scale [batch]` f32.
