@@ -17,14 +17,22 @@ fn small(name: &str) -> ModelConfig {
         ("dim", json!(16)),
         ("depth", json!(2)),
         ("heads", json!(2)),
+        ("depths", json!([2, 2])),
+        ("window_size", json!(2)),
         ("n_classes", json!(5)),
         ("hidden", json!([16, 12])),
         ("width", json!(4)),
         ("layers", json!([1, 2])),
     ] {
-        if config.get(key).is_some() {
+        if let Some(own) = config.get(key) {
+            // Stages have a number each.
+            let value = if own.is_array() && !value.is_array() { json!([value, value]) } else { value };
             config = config.with(key, &value).unwrap();
         }
+    }
+    // Maps of 8 × 8 and 4 × 4 tokens, so that there are windows to be shifted.
+    if config.get("window_size").is_some() {
+        config = config.with("image_size", &json!(32)).unwrap();
     }
     config
 }
@@ -103,7 +111,9 @@ fn a_step_against_the_gradient_lowers_the_loss() {
 
 #[test]
 fn recomputed_blocks_give_the_same_loss_and_gradients_that_differ_by_roundings_only() {
-    for name in ["vit_digits", "mixer_s4_32", "t2t_vit_14_t", "resnet18", "resnet50_cifar"] {
+    for name in
+        ["vit_digits", "mixer_s4_32", "swinv2_tiny_window8_256", "t2t_vit_14_t", "resnet18", "resnet50_cifar"]
+    {
         let config =
             small(name).with("dropout", &json!(0.2)).unwrap().with("drop_path", &json!(0.3)).unwrap();
         let kept = build(&config);
@@ -134,7 +144,7 @@ fn recomputed_blocks_give_the_same_loss_and_gradients_that_differ_by_roundings_o
 #[test]
 fn k_winners_are_the_same_and_count_once_in_recomputed_blocks() {
     let winners = json!({"k_winners": {"percent_on": 0.2, "boost_strength": 4.0, "duty_cycle_period": 50}});
-    for name in ["vit_digits", "mixer_s4_32", "t2t_vit_14_t"] {
+    for name in ["vit_digits", "swinv2_tiny_window8_256", "mixer_s4_32", "t2t_vit_14_t"] {
         let config = small(name).with("activation", &winners).unwrap().with("dropout", &json!(0.2)).unwrap();
         let kept = build(&config);
         let again = build(&config.with("recompute", &json!(true)).unwrap());

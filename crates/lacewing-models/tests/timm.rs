@@ -8,6 +8,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 static VIT: &[u8] = include_bytes!("fixtures/vit.safetensors");
+static SWIN_V2: &[u8] = include_bytes!("fixtures/swin_v2.safetensors");
 static RESNET: &[u8] = include_bytes!("fixtures/resnet.safetensors");
 
 fn words<T>(file: &SafeTensors<'_>, name: &str, read: fn([u8; 4]) -> T) -> Vec<T> {
@@ -90,6 +91,16 @@ fn a_vit_has_the_logits_and_gradients_of_timm() {
     let config = json!({"name": "vit_tiny_patch16_224", "image_size": 8, "patch_size": 2, "n_classes": 5,
         "dim": 32, "depth": 2, "heads": 4});
     check(VIT, "", &config);
+}
+
+fn swin_v2() -> Value {
+    json!({"name": "swinv2_tiny_window8_256", "image_size": 16, "patch_size": 2, "n_classes": 5, "dim": 8,
+        "depths": [2, 1], "heads": [2, 4], "window_size": 4, "mlp_ratio": 2.0, "drop_path": 0.0})
+}
+
+#[test]
+fn a_swin_transformer_has_the_logits_and_gradients_of_timm() {
+    check(SWIN_V2, "", &swin_v2());
 }
 
 /// And the running statistics after a step, and the logits by them.

@@ -33,11 +33,14 @@ mod module;
 mod nonlinearity;
 mod norm;
 mod patch_embed;
+mod patch_merging;
 mod residual;
 mod rules;
 mod transformer_block;
 
-pub use attention::{AttentionOptions, MultiHeadAttention};
+pub use attention::{
+    AttentionOptions, MultiHeadAttention, RelativePositions, WindowAttention, WindowAttentionOptions,
+};
 pub use batch_norm::{BatchNorm, BatchNormOptions};
 pub use conv2d::{
     Conv2d, Conv2dOptions, channels_first, channels_last, fold_weight, unfold_weight, with_channels,
@@ -53,6 +56,7 @@ pub use module::{Built, LayerInfo, ModelBuilder, Scope, Summary};
 pub use nonlinearity::{Activated, Nonlinearity};
 pub use norm::LayerNorm;
 pub use patch_embed::PatchEmbed;
+pub use patch_merging::PatchMerging;
 pub use residual::{ResidualBlock, ResidualStream, run_blocks};
 pub use rules::{Choice, Rules};
 pub use transformer_block::{TransformerBlock, TransformerBlockOptions};

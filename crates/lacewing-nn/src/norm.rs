@@ -18,8 +18,21 @@ impl LayerNorm {
     ///
     /// What the engine reports.
     pub fn new(scope: &mut Scope<'_>, name: &str, dim: usize, eps: f64) -> Result<Self> {
+        Self::starting_at(scope, name, dim, eps, 1.0)
+    }
+
+    /// As [`LayerNorm::new`], but `γ` starts at 0: the end of a branch that adds nothing at first.
+    ///
+    /// # Errors
+    ///
+    /// What the engine reports.
+    pub fn zeros(scope: &mut Scope<'_>, name: &str, dim: usize, eps: f64) -> Result<Self> {
+        Self::starting_at(scope, name, dim, eps, 0.0)
+    }
+
+    fn starting_at(scope: &mut Scope<'_>, name: &str, dim: usize, eps: f64, gamma: f32) -> Result<Self> {
         let mut scope = scope.scope(name);
-        let gamma = scope.parameter("weight", &[dim], false, |_| vec![1.0; dim])?;
+        let gamma = scope.parameter("weight", &[dim], false, |_| vec![gamma; dim])?;
         let beta = scope.parameter("bias", &[dim], false, |_| vec![0.0; dim])?;
         Ok(Self { gamma, beta, eps: eps as f32 })
     }

@@ -1,4 +1,4 @@
-//! The residual stream of pre-norm models: `x ← x + s · branch(norm(x))`.
+//! The residual stream: `x ← x + s · branch(norm(x))`, or `s · norm(branch(x))` where norms come last.
 //!
 //! An addition is held back until the next norm, so that the two are one pass over the activations.
 
@@ -35,6 +35,16 @@ impl ResidualStream {
         let (sum, y) = norm.add(cx, &self.x, &branch, scale.as_ref())?;
         self.x = sum;
         Ok(y)
+    }
+
+    /// The sum of what was added, for a branch that reads it without a norm.
+    ///
+    /// # Errors
+    ///
+    /// What the engine reports.
+    pub fn value(&mut self, cx: &Cx) -> Result<Var, EngineError> {
+        self.settle(cx)?;
+        Ok(self.x.clone())
     }
 
     /// Adds `scale · branch`; `scale [batch]` is one number a sample, `None` for 1.
@@ -79,9 +89,9 @@ impl ResidualStream {
     }
 }
 
-/// A block of a pre-norm model.
+/// A block of a model with a residual stream.
 pub trait ResidualBlock: Debug + Send + Sync {
-    /// Reads the stream through norms and adds its branches.
+    /// Reads the stream and adds its branches.
     ///
     /// # Errors
     ///

@@ -3,12 +3,14 @@
 mod mlp;
 mod mlp_mixer;
 mod resnet;
+mod swin_v2;
 mod t2t_vit;
 mod vit;
 
 pub use mlp::MlpConfig;
 pub use mlp_mixer::MixerConfig;
 pub use resnet::{Block, ResNetConfig, Stem};
+pub use swin_v2::SwinV2Config;
 pub use t2t_vit::T2tVitConfig;
 pub use vit::{Pool, VitConfig};
 
@@ -19,7 +21,7 @@ use serde_json::Value;
 
 /// Every family.
 pub static MODELS: &[&Family] =
-    &[&vit::FAMILY, &t2t_vit::FAMILY, &mlp_mixer::FAMILY, &resnet::FAMILY, &mlp::FAMILY];
+    &[&vit::FAMILY, &swin_v2::FAMILY, &t2t_vit::FAMILY, &mlp_mixer::FAMILY, &resnet::FAMILY, &mlp::FAMILY];
 
 /// A config as JSON.
 fn json(config: impl Serialize) -> Value {

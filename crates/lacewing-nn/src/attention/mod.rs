@@ -1,7 +1,12 @@
 //! Multi-head self-attention: `softmax(q kᵀ / √d) v` for each head, between linear layers.
 
+mod position_bias;
+mod window;
+
 use crate::{Dropout, Linear, LinearOptions, NnError, Result, Scope};
 use lacewing_engine::{Cx, EngineError, Var, ops};
+pub use position_bias::RelativePositions;
+pub use window::{WindowAttention, WindowAttentionOptions};
 
 /// Sizes and options of a [`MultiHeadAttention`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,6 +45,25 @@ enum Inputs {
     },
 }
 
+impl Inputs {
+    /// Adds `qkv [3 · dim, dim]`, or `q`, `k` and `v` of `[dim, dim]` each.
+    fn new(scope: &mut Scope<'_>, dim: usize, split: bool, options: LinearOptions) -> Result<Self> {
+        if !split {
+            return Ok(Self::Fused(scope.linear("qkv", dim, 3 * dim, options)?));
+        }
+        let mut one = |name| scope.linear(name, dim, dim, options);
+        Ok(Self::Split { q: one("q")?, k: one("k")?, v: one("v")? })
+    }
+}
+
+/// Checks that `heads` divides `dim`.
+fn check_heads(scope: &Scope<'_>, dim: usize, heads: usize) -> Result<()> {
+    if heads == 0 || dim % heads != 0 {
+        return Err(NnError::Heads { layer: scope.path().to_owned(), dim, heads });
+    }
+    Ok(())
+}
+
 impl MultiHeadAttention {
     /// Adds the layers to `scope`, whose rows a sample are the tokens.
     ///
@@ -48,16 +72,9 @@ impl MultiHeadAttention {
     /// [`NnError::Heads`] when `heads` does not divide `dim`; as [`Scope::linear`].
     pub fn new(scope: &mut Scope<'_>, options: AttentionOptions) -> Result<Self> {
         let AttentionOptions { dim, heads, linear, .. } = options;
-        if heads == 0 || dim % heads != 0 {
-            return Err(NnError::Heads { layer: scope.path().to_owned(), dim, heads });
-        }
+        check_heads(scope, dim, heads)?;
         let input = LinearOptions { bias: options.qkv_bias, ..linear };
-        let inputs = if options.split_qkv {
-            let mut one = |name| scope.linear(name, dim, dim, input);
-            Inputs::Split { q: one("q")?, k: one("k")?, v: one("v")? }
-        } else {
-            Inputs::Fused(scope.linear("qkv", dim, 3 * dim, input)?)
-        };
+        let inputs = Inputs::new(scope, dim, options.split_qkv, input)?;
         let proj = scope.linear("proj", dim, dim, linear)?;
         let tokens = scope.rows() as u64;
         // q kᵀ and a v: tokens² · dim each.

@@ -334,6 +334,25 @@ impl Linear {
     ///
     /// [`EngineError::Shape`] when `x` has another last dimension; what the device reports.
     pub fn forward(&self, cx: &Cx, x: &Var) -> Result<Var, EngineError> {
+        let effective = match &self.changes {
+            Some(Kind::Learned(learned)) => learned.effective_bias(),
+            _ => None,
+        };
+        let of = |id| effective.map_or_else(|| cx.param(id), |value| cx.param_as(id, value));
+        self.run(cx, x, self.bias.map(of).as_ref())
+    }
+
+    /// `y = f(x Wᵀ + b)` with the bias `b [n_out]` of somebody else, for a layer that has none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Linear::forward`], and [`EngineError::Shape`] for a bias of another length.
+    pub fn forward_biased(&self, cx: &Cx, x: &Var, bias: &Var) -> Result<Var, EngineError> {
+        debug_assert!(self.bias.is_none(), "one bias");
+        self.run(cx, x, Some(bias))
+    }
+
+    fn run(&self, cx: &Cx, x: &Var, bias: Option<&Var>) -> Result<Var, EngineError> {
         let n_in = self.n_in;
         // Checked here because padding to a structure's size would hide it.
         if x.shape().last() != Some(&n_in) {
@@ -350,20 +369,14 @@ impl Linear {
         };
         let of = |&id: &ParamId| effective.map_or_else(|| cx.param(id), |value| cx.param_as(id, value));
         let weights: Vec<Var> = self.weights.iter().map(of).collect();
-        let effective_bias = match &self.changes {
-            Some(Kind::Learned(learned)) => learned.effective_bias(),
-            _ => None,
-        };
-        let of = |id| effective_bias.map_or_else(|| cx.param(id), |value| cx.param_as(id, value));
-        let bias = self.bias.map(of);
         let product = self.running.now().product;
         match &self.changes {
             Some(Kind::Moving(watch)) if cx.is_training() && watch.is_on.load(Ordering::Relaxed) => {
                 let y = product.run(cx, x, &weights, None, Activation::Identity)?;
                 let y = watch.gradient.watch(cx, x, &y)?;
-                ops::bias_activation(cx, y, bias.as_ref(), self.activation)
+                ops::bias_activation(cx, y, bias, self.activation)
             }
-            _ => product.run(cx, x, &weights, bias.as_ref(), self.activation),
+            _ => product.run(cx, x, &weights, bias, self.activation),
         }
     }
 
