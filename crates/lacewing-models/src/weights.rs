@@ -51,6 +51,14 @@ pub static LAYOUTS: &[&Layout] = &[
             None => fused(ours),
         },
     },
+    &Layout {
+        name: "swin",
+        about: "Microsoft's Swin Transformer V2, where a stage ends with its merging; q, k and v fused",
+        pieces: |ours| match ours.strip_prefix("head.fc.") {
+            Some(rest) => vec![Piece::whole(format!("head.{rest}"))],
+            None => fused(&merging_of_the_stage_before(ours).unwrap_or_else(|| ours.to_owned())),
+        },
+    },
     &Layout { name: "transformers", about: "Hugging Face's ViTForImageClassification", pieces: transformers },
 ];
 
@@ -62,6 +70,13 @@ fn fused(ours: &str) -> Vec<Piece> {
         Some((at, rest)) => vec![Piece { name: format!("{before}.attn.qkv.{rest}"), part: (at, 3) }],
         None => vec![Piece::whole(ours)],
     }
+}
+
+/// `layers.1.downsample.…` is `layers.0.downsample.…` where a stage ends with what ours begins with.
+fn merging_of_the_stage_before(ours: &str) -> Option<String> {
+    let (stage, rest) = ours.strip_prefix("layers.")?.split_once(".downsample.")?;
+    let before = stage.parse::<usize>().ok()?.checked_sub(1)?;
+    Some(format!("layers.{before}.downsample.{rest}"))
 }
 
 fn transformers(ours: &str) -> Vec<Piece> {
@@ -103,9 +118,11 @@ fn transformers(ours: &str) -> Vec<Piece> {
     }
 }
 
-/// Whether a tensor of another tool is no weight: PyTorch's batch norms count batches, which no output depends on.
-pub fn is_counter(theirs: &str) -> bool {
-    theirs.ends_with(".num_batches_tracked")
+/// Whether a tensor of another tool is no weight: PyTorch's batch norms count batches, which no output depends on, and Swin
+/// Transformers keep tables that follow from their sizes.
+pub fn is_no_weight(theirs: &str) -> bool {
+    let last = theirs.rsplit('.').next().unwrap_or_default();
+    ["num_batches_tracked", "relative_coords_table", "relative_position_index", "attn_mask"].contains(&last)
 }
 
 /// Whether a tensor of shape `theirs` holds what we keep as `ours`: equal up to dimensions of one, or with the trailing
@@ -158,6 +175,25 @@ mod tests {
         let pieces = (fly.pieces)("tokens_to_token.attention2.attn.v.weight");
         let name = "patch_embed.attention2.attn.qkv.weight".to_owned();
         assert_eq!(pieces, [Piece { name, part: (2, 3) }]);
+    }
+
+    #[test]
+    fn names_of_microsofts_swin() {
+        let swin = LAYOUTS.iter().find(|layout| layout.name == "swin").unwrap();
+        for (ours, theirs) in [
+            ("layers.1.downsample.reduction.weight", "layers.0.downsample.reduction.weight"),
+            ("layers.3.downsample.norm.bias", "layers.2.downsample.norm.bias"),
+            ("layers.2.blocks.17.attn.q_bias", "layers.2.blocks.17.attn.q_bias"),
+            ("layers.0.blocks.0.attn.cpb_mlp.2.weight", "layers.0.blocks.0.attn.cpb_mlp.2.weight"),
+            ("head.fc.weight", "head.weight"),
+        ] {
+            assert_eq!((swin.pieces)(ours), [Piece::whole(theirs)]);
+        }
+        let name = "layers.2.blocks.0.attn.qkv.weight".to_owned();
+        assert_eq!((swin.pieces)("layers.2.blocks.0.attn.v.weight"), [Piece { name, part: (2, 3) }]);
+        assert!(is_no_weight("layers.0.blocks.1.attn_mask"));
+        assert!(is_no_weight("layers.0.blocks.1.attn.relative_coords_table"));
+        assert!(!is_no_weight("layers.0.blocks.1.attn.logit_scale"));
     }
 
     #[test]

@@ -219,6 +219,100 @@ fn names_and_shapes_follow_timm() {
 }
 
 #[test]
+fn multiply_adds_of_swin_transformers_are_those_published() {
+    // Linear layers and the two products of attention, to the 0.1 G of their authors' table.
+    for (name, tenths) in [
+        ("swinv2_tiny_window8_256", 59),
+        ("swinv2_small_window8_256", 115),
+        ("swinv2_base_window8_256", 203),
+        ("swinv2_tiny_window16_256", 66),
+        ("swinv2_small_window16_256", 126),
+        ("swinv2_base_window16_256", 218),
+    ] {
+        let counted = summary(json!(name)).macs();
+        assert_eq!((counted + 50_000_000) / 100_000_000, tenths, "{name}: {counted}");
+    }
+}
+
+#[test]
+fn swin_transformers_have_timms_names_and_shapes() {
+    let config = json!({"name": "swinv2_tiny_window8_256", "image_size": 16, "dim": 12, "depths": [1, 1],
+        "heads": [3, 6], "window_size": 2, "n_classes": 5});
+    let builder = ModelBuilder::new(Device::Cpu, DType::F32, 0).unwrap();
+    let built = ModelConfig::from_json(&config).unwrap().build(builder).unwrap();
+    let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut add = |name: String, shape: &[usize]| expected.push((name, shape.to_vec()));
+    let mut norm = |name: &str, dim: usize| {
+        add(format!("{name}.weight"), &[dim]);
+        add(format!("{name}.bias"), &[dim]);
+    };
+    norm("patch_embed.norm", 12);
+    norm("layers.1.downsample.norm", 24);
+    norm("norm", 24);
+    (0..2).for_each(|at| norm(&format!("layers.{at}.blocks.0.norm1"), 12 << at));
+    (0..2).for_each(|at| norm(&format!("layers.{at}.blocks.0.norm2"), 12 << at));
+    add("patch_embed.proj.weight".to_owned(), &[12, 48]);
+    add("patch_embed.proj.bias".to_owned(), &[12]);
+    add("layers.1.downsample.reduction.weight".to_owned(), &[24, 48]);
+    add("head.fc.weight".to_owned(), &[5, 24]);
+    add("head.fc.bias".to_owned(), &[5]);
+    for (at, dim, heads) in [(0, 12, 3), (1, 24, 6)] {
+        for (name, shape) in [
+            ("attn.logit_scale", &[heads][..]),
+            ("attn.q_bias", &[dim]),
+            ("attn.v_bias", &[dim]),
+            ("attn.cpb_mlp.0.weight", &[512, 2]),
+            ("attn.cpb_mlp.0.bias", &[512]),
+            ("attn.cpb_mlp.2.weight", &[heads, 512]),
+            ("attn.qkv.weight", &[3 * dim, dim]),
+            ("attn.proj.weight", &[dim, dim]),
+            ("attn.proj.bias", &[dim]),
+            ("mlp.fc1.weight", &[4 * dim, dim]),
+            ("mlp.fc1.bias", &[4 * dim]),
+            ("mlp.fc2.weight", &[dim, 4 * dim]),
+            ("mlp.fc2.bias", &[dim]),
+        ] {
+            add(format!("layers.{at}.blocks.0.{name}"), shape);
+        }
+    }
+    let infos = built.params.infos();
+    let mut found: Vec<_> = infos.iter().map(|info| (info.name.clone(), info.shape.clone())).collect();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+    // As timm has it: neither vectors nor the position bias decay.
+    for info in infos {
+        let decays = info.shape.len() > 1 && !info.name.contains("cpb_mlp");
+        assert_eq!(info.decay, decays, "{}", info.name);
+    }
+}
+
+#[test]
+fn only_what_is_asked_of_a_swin_transformer_is_sparse() {
+    let nm = |n: usize, m: usize| json!({"structure": "nm", "n": n, "m": m, "schedule": "sr_ste"});
+    let of = |config: Value| -> Vec<String> {
+        let layers = summary(config).layers.into_iter();
+        layers.filter(|layer| layer.structure == "nm").map(|layer| layer.name).collect()
+    };
+    let name = "swinv2_tiny_window8_256";
+    let mlp = of(json!({"name": name, "mlp": nm(2, 4)}));
+    assert_eq!(mlp.len(), 24);
+    assert!(mlp.iter().all(|name| name.contains(".mlp.fc")), "{mlp:?}");
+    let rules = json!([
+        {"match": "*.attn.q", "structure": "nm", "n": 1, "m": 8, "schedule": "sr_ste"},
+        {"match": "*.attn.v", "structure": "nm", "n": 2, "m": 4},
+    ]);
+    let split = of(json!({"name": name, "split_qkv": true, "rules": rules}));
+    assert_eq!(split.len(), 24);
+    assert!(split.iter().all(|name| name.ends_with(".q") || name.ends_with(".v")), "{split:?}");
+    let everywhere =
+        summary(json!({"name": name, "attn": nm(2, 4), "mlp": nm(2, 4), "downsample": nm(2, 4)}));
+    let dense = everywhere.layers.iter().filter(|layer| layer.structure == "dense");
+    let dense: Vec<&str> = dense.map(|layer| layer.name.as_str()).collect();
+    assert_eq!(dense, ["patch_embed.proj", "head.fc"]);
+}
+
+#[test]
 fn multiply_adds_of_resnets_are_those_published() {
     // Convolutions and the head, as torchvision counts them, in millions.
     for (name, millions) in [("resnet18", 1814), ("resnet34", 3664), ("resnet50", 4089)] {
@@ -302,6 +396,12 @@ fn sizes_that_do_not_fit_are_errors_with_numbers() {
         (json!({"name": "vit_digits", "patch_size": 3}), ["image_size = 8", "got 3"]),
         (json!({"name": "t2t_vit_14_t", "image_size": 2}), ["`image_size`", "got 2"]),
         (json!({"name": "t2t_vit_14_t", "token_dim": 0}), ["`token_dim`", "got 0"]),
+        (json!({"name": "swinv2_tiny_window8_256", "image_size": 40}), ["`window_size`", "divisor of 10"]),
+        (json!({"name": "swinv2_tiny_window8_256", "image_size": 16}), ["even before stage 3", "got 16"]),
+        (json!({"name": "swinv2_tiny_window8_256", "window_size": 0}), ["`window_size`", "at least 1"]),
+        (json!({"name": "swinv2_tiny_window8_256", "heads": [3, 6]}), ["`heads`", "each of 4 stages"]),
+        (json!({"name": "swinv2_tiny_window8_256", "heads": [3, 5, 12, 24]}), ["dim = 192", "heads = 5"]),
+        (json!({"name": "swinv2_tiny_window8_256", "depths": [2, 0]}), ["`depths`", "got [2, 0]"]),
         (json!({"name": "vit_digits", "heads": 7}), ["dim = 128", "heads = 7"]),
         (json!({"name": "vit_digits", "activation": "swish"}), ["gelu", "got swish"]),
         (

@@ -2,6 +2,7 @@
 
 use lacewing_engine::ops::{Target, softmax_cross_entropy};
 use lacewing_engine::{Cx, DType, Device, StepRng, Tensor};
+use lacewing_models::weights::{LAYOUTS, Piece};
 use lacewing_models::{BuiltModel, ModelConfig};
 use lacewing_nn::{ModelBuilder, unfold_weight};
 use safetensors::SafeTensors;
@@ -101,6 +102,41 @@ fn swin_v2() -> Value {
 #[test]
 fn a_swin_transformer_has_the_logits_and_gradients_of_timm() {
     check(SWIN_V2, "", &swin_v2());
+}
+
+#[test]
+fn a_swin_transformer_with_q_k_and_v_of_their_own_is_the_same() {
+    let file = SafeTensors::deserialize(SWIN_V2).unwrap();
+    let mut config = swin_v2();
+    config["split_qkv"] = json!(true);
+    let builder = ModelBuilder::new(Device::Cpu, DType::F32, 0).unwrap();
+    let built = ModelConfig::from_json(&config).unwrap().build(builder).unwrap();
+    let layout = LAYOUTS.iter().find(|layout| layout.name == "timm-split").unwrap();
+    let part = |kind: &str, name: &str| -> (String, Vec<f32>, [usize; 2]) {
+        let [Piece { name, part: (at, parts) }] = &(layout.pieces)(name)[..] else { panic!("{name}") };
+        let key = format!("{kind}/{name}");
+        let values = words(&file, &key, f32::from_le_bytes);
+        let share = values.len() / parts;
+        (key, values, [at * share, share])
+    };
+    for id in built.params.ids() {
+        let (_, values, [from, len]) = part("in", &built.params.info(id).name);
+        built.params.set(id, &values[from..][..len]).unwrap();
+    }
+    let cx = Cx::training(built.params.clone(), StepRng::new(0, 0));
+    let logits = built.model.forward(&cx, &images(&file, &built)).unwrap();
+    let want = words(&file, "logits", f32::from_le_bytes);
+    compare(&file, ("", "logits"), &want, &logits.value().to_f32().unwrap());
+    let labels = Tensor::from_u32(&Device::Cpu, &words(&file, "labels", u32::from_le_bytes), &[3]).unwrap();
+    let target = Target::Classes { labels: &labels, smoothing: 0.1 };
+    let (_, dlogits) = softmax_cross_entropy(logits.value(), target, 1.0 / 3.0).unwrap();
+    cx.backward(&logits, dlogits).unwrap();
+    for id in built.params.ids() {
+        let (key, mut values, [from, len]) = part("grad", &built.params.info(id).name);
+        let want = values.clone();
+        values[from..][..len].copy_from_slice(&built.params.gradient(id).unwrap().to_f32().unwrap());
+        compare(&file, ("", &key), &want, &values);
+    }
 }
 
 /// And the running statistics after a step, and the logits by them.

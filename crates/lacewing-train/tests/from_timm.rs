@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 /// The settings of Progressive Gradient Flow's ViT-B/16 run for one process.
 const MDGF: &str = include_str!("fixtures/timm-vit-base-mdgf.yaml");
 
+/// The sparsity of its SwinV2-B run, with Microsoft's settings for the rest.
+const SWIN: &str = include_str!("fixtures/timm-swin-v2-base-nm.yaml");
+
 fn read(text: &str, overrides: &[&str]) -> FromTimm {
     let overrides: Vec<Override> = overrides.iter().map(|text| text.parse().expect("an override")).collect();
     from_timm("test.yaml", text, &overrides).unwrap_or_else(|error| panic!("{text}: {error}"))
@@ -27,6 +30,15 @@ fn the_published_recipe_is_the_one_in_the_program() {
     let text = include_str!("../../../configs/imagenet-vit-base-mdgf.yaml");
     let ours = parse("imagenet-vit-base-mdgf", text, &[]).expect("a valid recipe");
     let mapped = read(MDGF, &[]).recipe;
+    let mapped = Recipe { name: ours.name.clone(), about: ours.about.clone(), ..mapped };
+    assert_eq!(mapped, ours);
+}
+
+#[test]
+fn the_swin_recipe_is_the_one_in_the_program() {
+    let text = include_str!("../../../configs/imagenet-swin-v2-base-nm.yaml");
+    let ours = parse("imagenet-swin-v2-base-nm", text, &[]).expect("a valid recipe");
+    let mapped = read(SWIN, &[]).recipe;
     let mapped = Recipe { name: ours.name.clone(), about: ours.about.clone(), ..mapped };
     assert_eq!(mapped, ours);
 }
@@ -221,6 +233,12 @@ fn sparsity_keys_become_schedules() {
     assert_eq!(at(&both, "model.split_qkv"), json!(true));
     assert_eq!(at(&both, "model.rules.0.match"), json!("blocks.*.attn.{q,k}"));
     assert_eq!(at(&both, "model.rules.0.m"), json!(4));
+    let swin = format!("model: swinv2_tiny_window8_256\ncolor_jitter: 0\n{nm}{qkv}FF,Q,K");
+    let swin = read(&swin, &[]).recipe;
+    assert_eq!(swin.model["rules"][0]["match"], json!("layers.*.blocks.*.attn.{q,k}"));
+    assert_eq!((&swin.model["mlp"]["m"], &swin.model["split_qkv"]), (&json!(8), &json!(true)));
+    let augment = serde_json::to_value(&swin.augment).expect("plain data");
+    assert_eq!(augment["resize_center_crop"]["crop_ratio"], json!(0.9));
     let resnet = format!("model: resnet50\ncolor_jitter: 0\n{nm}");
     assert_eq!(read(&resnet, &[]).recipe.model["conv"]["structure"], json!("nm"));
     let overridden = read(MDGF, &["model.mlp.m=16", "train.epochs=9", "train.warmup_epochs=1"]);

@@ -36,6 +36,10 @@ pub const RECIPES: &[EmbeddedRecipe] = &[
         name: "imagenet-vit-base-mdgf",
         text: include_str!("../../../configs/imagenet-vit-base-mdgf.yaml"),
     },
+    EmbeddedRecipe {
+        name: "imagenet-swin-v2-base-nm",
+        text: include_str!("../../../configs/imagenet-swin-v2-base-nm.yaml"),
+    },
 ];
 
 /// The embedded recipe called `name`.

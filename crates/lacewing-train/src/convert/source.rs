@@ -7,7 +7,7 @@ use crate::evaluate::rebuild;
 use crate::recipe::ComputeType;
 use lacewing_core::IndexBuffer;
 use lacewing_engine::{DType, Device};
-use lacewing_models::weights::{LAYOUTS, Layout, Piece, is_counter, same_values};
+use lacewing_models::weights::{LAYOUTS, Layout, Piece, is_no_weight, same_values};
 use lacewing_models::{BuiltModel, ModelConfig, ModelError};
 use lacewing_nn::{ModelBuilder, unfold_weight};
 use lacewing_weights::{TensorEntry, WeightFile};
@@ -112,7 +112,7 @@ impl Source {
             .tensors()
             .iter()
             .map(|tensor| tensor.name.clone())
-            .filter(|name| !used.contains(name) && !is_counter(name))
+            .filter(|name| !used.contains(name) && !is_no_weight(name))
             .collect();
         let (path, model) = (path.to_owned(), config.name().to_owned());
         if !unknown.is_empty() && !options.allow_missing {

@@ -55,6 +55,7 @@ fn of_model(name: &str) -> (Value, Value, f64, &'static str) {
     let imagenet = || (json!([0.485, 0.456, 0.406]), json!([0.229, 0.224, 0.225]));
     match name {
         _ if name.starts_with("vit") => (half(), half(), 0.9, "bicubic"),
+        _ if name.starts_with("swinv2") => (imagenet().0, imagenet().1, 0.9, "bicubic"),
         _ if name.starts_with("mixer") => (half(), half(), 0.875, "bicubic"),
         _ if name.starts_with("resnet") => (imagenet().0, imagenet().1, 0.875, "bilinear"),
         _ => (imagenet().0, imagenet().1, 0.875, "bicubic"),

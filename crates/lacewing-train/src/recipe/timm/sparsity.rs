@@ -23,7 +23,8 @@ pub(super) fn read(keys: &Keys, model: &ModelConfig, draft: &mut Draft) -> Resul
     }
     let Some(sr_ste) = keys.choice("sparsity_type", &types)? else { return Ok(()) };
     let mlp = ["n_sparsity", "m_sparsity", "prune_rate"];
-    let group = |name: &str| model.family().groups.iter().any(|group| group.name == name);
+    let pattern = |name: &str| model.family().groups.iter().find(|g| g.name == name).map(|g| g.pattern);
+    let group = |name: &str| pattern(name).is_some();
     if !group("mlp") && group("conv") {
         // The fork's ResNets have sparse convolutions wherever sparsity_loc points.
         return put(keys, draft, "model.conv", mlp, sr_ste);
@@ -39,9 +40,9 @@ pub(super) fn read(keys: &Keys, model: &ModelConfig, draft: &mut Draft) -> Resul
         return Ok(());
     }
     let qkv = ["n_sparsity_qkv", "m_sparsity_qkv", "prune_rate_qkv"];
-    if !group("qkv") {
+    let Some(all) = pattern("qkv") else {
         return Err(keys.refuse("sparsity_loc", format!("{} has no attention", model.name())));
-    }
+    };
     if places.letters.len() == 3 {
         // Groups lie within q, k or v either way, so that the fused layer has the masks of the three.
         return put(keys, draft, "model.qkv", qkv, sr_ste);
@@ -54,7 +55,7 @@ pub(super) fn read(keys: &Keys, model: &ModelConfig, draft: &mut Draft) -> Resul
     let mut scratch = Draft { recipe: json!({}), settings: Vec::new() };
     put(keys, &mut scratch, "rule", qkv, sr_ste)?;
     let mut rule = scratch.recipe["rule"].take();
-    rule["match"] = json!(format!("blocks.*.attn.{{{}}}", places.letters.join(",")));
+    rule["match"] = json!(all.replace("{qkv,q,k,v}", &format!("{{{}}}", places.letters.join(","))));
     let size = if rule["structure"] == "nm" { &qkv[..2] } else { &qkv[2..] };
     draft.set(&[&["sparsity_loc"], size].concat(), "model.rules", json!([rule]));
     Ok(())
