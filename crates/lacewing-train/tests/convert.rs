@@ -338,6 +338,67 @@ fn a_t2t_vit_is_read_under_its_authors_names_and_under_flys() {
 }
 
 #[test]
+fn a_swin_transformer_is_read_under_timms_names_and_under_microsofts() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("theirs.safetensors");
+    let model = |split_qkv: bool| {
+        json!({"name": "swinv2_tiny_window8_256", "image_size": 16, "dim": 8, "depths": [1, 1, 1],
+            "heads": [2, 2, 4], "window_size": 2, "n_classes": 3, "split_qkv": split_qkv})
+    };
+    let builder = ModelBuilder::new(Device::Cpu, DType::F32, 5).expect("the host");
+    let params = ModelConfig::from_json(&model(false)).expect("a valid config").build(builder);
+    let params = params.expect("a model").params;
+    // No two alike, that a wrong place is seen.
+    let values = |name: &str| -> Vec<f32> {
+        let at = params.infos().iter().position(|info| info.name == name).expect("a parameter");
+        (0..params.infos()[at].len()).map(|i| (1000 * at + i) as f32).collect()
+    };
+    for microsoft in [false, true] {
+        let mut entries: Vec<Entry> = Vec::new();
+        for info in params.infos() {
+            let shape = match &info.shape[..] {
+                &[heads] if info.name.ends_with("logit_scale") => vec![heads, 1, 1],
+                &[dim, _] if info.name == "patch_embed.proj.weight" => vec![dim, 3, 4, 4],
+                shape => shape.to_vec(),
+            };
+            let name = match microsoft {
+                false => info.name.clone(),
+                true => info
+                    .name
+                    .replace("head.fc", "head")
+                    .replace("layers.1.downsample", "layers.0.downsample")
+                    .replace("layers.2.downsample", "layers.1.downsample"),
+            };
+            entries.push(Entry::f32(name, &shape, &values(&info.name)));
+        }
+        if microsoft {
+            for (name, shape) in
+                [("attn.relative_coords_table", &[1, 3, 3, 2][..]), ("attn_mask", &[4, 4, 4])]
+            {
+                let values = vec![0.5; shape.iter().product()];
+                entries.push(Entry::f32(format!("layers.0.blocks.0.{name}"), shape, &values));
+            }
+        }
+        file::write(&path, &entries, "dense").expect("a writable folder");
+        for split_qkv in [false, true] {
+            let options = SourceOptions { model: Some(model(split_qkv)), ..SourceOptions::default() };
+            let source = Source::read(&path, &options).expect("every tensor has a place");
+            let expected = if microsoft { "swin" } else { ["timm", "timm-split"][usize::from(split_qkv)] };
+            assert_eq!(source.layout.expect("another tool's").name, expected);
+            for (id, info) in source.built.params.ids().zip(source.built.params.infos()) {
+                let got = source.built.params.master(id).to_f32().expect("on the host");
+                let third = ["q", "k", "v"].iter().enumerate().find_map(|(at, letter)| {
+                    let (before, rest) = info.name.split_once(&format!(".attn.{letter}."))?;
+                    let fused = values(&format!("{before}.attn.qkv.{rest}"));
+                    Some(fused[at * fused.len() / 3..][..fused.len() / 3].to_vec())
+                });
+                assert_eq!(got, third.unwrap_or_else(|| values(&info.name)), "{}", info.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn logits_that_are_not_numbers_are_an_error() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let source = dense(&folder.path().join("dense"));

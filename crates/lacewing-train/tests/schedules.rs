@@ -18,11 +18,25 @@ model: {name: vit_digits, dim: 32, depth: 1, heads: 2, mlp_ratio: 2}
 train: {epochs: 3, warmup_steps: 2, ema: {decay: 0.8}, log_every: 5}
 ";
 
+/// Two blocks on a map of 8 × 8, the second shifted, and one on a map of 4 × 4.
+const SWIN: &str = "
+name: swin
+seed: 5
+data: {name: digits, batch_size: 100}
+model: {name: swinv2_tiny_window8_256, image_size: 8, channels: 1, patch_size: 1, dim: 16, depths: [2, 1], heads: [2, 2],
+  window_size: 4, mlp_ratio: 2}
+train: {epochs: 1, warmup_steps: 2, log_every: 5}
+";
+
 fn recipe(out: &Path, changes: &[(&str, &str)]) -> Recipe {
+    recipe_with(RECIPE, out, changes)
+}
+
+fn recipe_with(text: &str, out: &Path, changes: &[(&str, &str)]) -> Recipe {
     let mut overrides = vec![Override::new("out", out.display().to_string())];
     overrides
         .extend(changes.iter().map(|(path, value)| format!("{path}={value}").parse().expect("an override")));
-    parse("masked", RECIPE, &overrides).expect("a valid recipe")
+    parse("masked", text, &overrides).expect("a valid recipe")
 }
 
 /// The accuracy that the weights in `out` have on the test split.
@@ -92,6 +106,53 @@ fn what_is_written_is_packed_and_classifies_as_what_was_trained() {
                 counts[line as usize * groups + along as usize / m] += 1;
             }
             assert!(counts.iter().all(|&count| count == n), "{layer} under {schedule}");
+        }
+    }
+}
+
+/// Each of q, k and v follows its own schedule, and so does a fused layer, whose attention is within windows.
+#[test]
+fn masks_in_a_swin_transformer_follow_their_schedules() {
+    let nm = |n: usize, m: usize, schedule: &str| {
+        format!("{{structure: nm, n: {n}, m: {m}, schedule: {schedule}}}")
+    };
+    let rule = |letter: &str, structure: &str| {
+        structure.replacen('{', &format!("{{match: \"*.attn.{letter}\", "), 1)
+    };
+    let rules = [
+        rule("q", &nm(1, 8, "{name: mask_decay, decay: linear, dense: \"3 steps\", until: 1}")),
+        rule("k", &nm(2, 4, "sr_ste")),
+        rule("v", &nm(1, 4, "{name: structure_decay, stages: sparsify}")),
+    ];
+    for (split, changes, wanted) in [
+        (
+            true,
+            vec![("model.rules", format!("[{}]", rules.join(", ")))],
+            vec![("q", "nm 1:8"), ("k", "nm 2:4"), ("v", "nm 1:4")],
+        ),
+        (
+            false,
+            vec![("model.qkv", nm(2, 4, "sr_ste")), ("model.mlp", nm(1, 4, "sr_ste"))],
+            vec![("qkv", "nm 2:4")],
+        ),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let out = folder.path().join("run");
+        let split = split.to_string();
+        let mut all = vec![("model.split_qkv", split.as_str())];
+        all.extend(changes.iter().map(|(path, value)| (*path, value.as_str())));
+        let recipe = recipe_with(SWIN, &out, &all);
+        let finished =
+            train(recipe.clone(), Start::New, &AtomicBool::new(false), &mut |_| {}).expect("a run");
+        assert_eq!(accuracy_of_file(&recipe, &out), finished.rows[0].accuracy);
+        let saved = SavedModel::read(&out.join(MODEL_FILE)).expect("written by the run");
+        for block in ["layers.0.blocks.0", "layers.0.blocks.1", "layers.1.blocks.0"] {
+            for (letter, wanted) in &wanted {
+                let config = &saved.card.structures[&format!("{block}.attn.{letter}")];
+                assert_eq!(format!("nm {}:{}", config["n"], config["m"]), *wanted, "{block} {letter}");
+            }
+            let mlp = saved.card.structures.get(&format!("{block}.mlp.fc1"));
+            assert_eq!(mlp.is_some_and(|mlp| mlp["structure"] == "nm"), split == "false", "{block}");
         }
     }
 }

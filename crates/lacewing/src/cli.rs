@@ -77,7 +77,7 @@ pub(crate) struct ConvertArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["to", "budget", "layers"])]
     pub(crate) rules: Option<PathBuf>,
     /// Patterns of the layers to convert
-    #[arg(long, value_name = "PATTERN", num_args = 1.., default_values = ["blocks.*"])]
+    #[arg(long, value_name = "PATTERN", num_args = 1.., default_values = ["*blocks.*"])]
     pub(crate) layers: Vec<String>,
     /// What the converted layers may cost of what they cost dense: params, bytes, macs or latency
     #[arg(long, value_name = "METRIC=FRACTION")]
@@ -190,7 +190,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "STRUCTURE", requires = "model")]
     pub(crate) to: Option<String>,
     /// Patterns of the layers that get it
-    #[arg(long, value_name = "PATTERN", num_args = 1.., default_values = ["blocks.*"], requires = "to")]
+    #[arg(long, value_name = "PATTERN", num_args = 1.., default_values = ["*blocks.*"], requires = "to")]
     pub(crate) layers: Vec<String>,
     /// Pictures in a batch
     #[arg(long, value_name = "N", num_args = 1.., value_delimiter = ',', default_values_t = [1, 8], requires = "model")]
