@@ -12,6 +12,7 @@ use lacewing_train::convert::{
 use lacewing_train::evaluate::rebuild;
 use lacewing_train::recipe::{ComputeType, Override, parse};
 use lacewing_train::run::{Start, calibration_loader, open_data, train};
+use lacewing_weights::WeightFile;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -380,9 +381,22 @@ fn a_swin_transformer_is_read_under_timms_names_and_under_microsofts() {
             }
         }
         file::write(&path, &entries, "dense").expect("a writable folder");
+        let shapes = |path: &Path| -> Vec<(String, Vec<usize>)> {
+            let file = WeightFile::read(path).expect("a file of tensors");
+            let tensors = file.tensors().iter();
+            let mut shapes: Vec<_> =
+                tensors.map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
+            shapes.sort();
+            shapes
+        };
         for split_qkv in [false, true] {
             let options = SourceOptions { model: Some(model(split_qkv)), ..SourceOptions::default() };
             let source = Source::read(&path, &options).expect("every tensor has a place");
+            if !microsoft && !split_qkv {
+                let back = folder.path().join("back");
+                write_dense(&back, &source).expect("a writable folder");
+                assert_eq!(shapes(&back.join(MODEL_FILE)), shapes(&path), "what timm reads");
+            }
             let expected = if microsoft { "swin" } else { ["timm", "timm-split"][usize::from(split_qkv)] };
             assert_eq!(source.layout.expect("another tool's").name, expected);
             for (id, info) in source.built.params.ids().zip(source.built.params.infos()) {

@@ -84,7 +84,7 @@ const F32_INPUTS: &[(&str, &[&str])] = &[
     ("embed_cls", &["cls", "pos"]),
     ("embed_plain", &["pos"]),
     ("window_attention_shifted", &["log_scale", "bias"]),
-    ("window_attention_deep", &["log_scale", "bias"]),
+    ("window_attention_heads", &["log_scale", "bias"]),
     ("window_attention_whole", &["log_scale", "bias"]),
 ];
 

@@ -58,7 +58,7 @@ impl Inputs {
 
 /// Checks that `heads` divides `dim`.
 fn check_heads(scope: &Scope<'_>, dim: usize, heads: usize) -> Result<()> {
-    if heads == 0 || dim % heads != 0 {
+    if heads == 0 || !dim.is_multiple_of(heads) {
         return Err(NnError::Heads { layer: scope.path().to_owned(), dim, heads });
     }
     Ok(())

@@ -126,6 +126,7 @@ fn foreign_shape(source: &Source, name: &str, ours: &[usize]) -> Vec<usize> {
     let [channels, ..] = source.built.model.image_shape();
     let patch = source.config.get("patch_size").and_then(Value::as_u64).unwrap_or(1) as usize;
     match (name, ours) {
+        (_, &[heads]) if name.ends_with(".attn.logit_scale") => vec![heads, 1, 1],
         ("cls_token", &[dim]) => vec![1, 1, dim],
         ("pos_embed", &[tokens, dim]) => vec![1, tokens, dim],
         ("patch_embed.proj.weight" | "stem.proj.weight", &[dim, _]) => vec![dim, channels, patch, patch],
