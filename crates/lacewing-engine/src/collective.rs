@@ -60,7 +60,7 @@ impl Collective {
             let (expected, got) = ("a GPU".to_owned(), values.device().to_string());
             return Err(EngineError::Device { op, operand, expected, got });
         }
-        if values.len() > 0 {
+        if !values.is_empty() {
             self.0.all_reduce(&values.region(), reduction)?;
             values.wrote();
         }

@@ -66,15 +66,17 @@ impl Functions {
     }
 
     fn of(library: Library) -> Result<Self, libloading::Error> {
-        // SAFETY: each symbol has the type that `nccl.h` of version 2 gives it, and the library is never unloaded.
-        let functions = unsafe {
-            Self {
-                get_unique_id: *library.get(b"ncclGetUniqueId\0")?,
-                comm_init_rank: *library.get(b"ncclCommInitRank\0")?,
-                all_reduce: *library.get(b"ncclAllReduce\0")?,
-                comm_destroy: *library.get(b"ncclCommDestroy\0")?,
-                get_error_string: *library.get(b"ncclGetErrorString\0")?,
-            }
+        let functions = Self {
+            // SAFETY: the type that `nccl.h` of version 2 gives it; the library is never unloaded.
+            get_unique_id: unsafe { *library.get(b"ncclGetUniqueId\0")? },
+            // SAFETY: the type that `nccl.h` of version 2 gives it; the library is never unloaded.
+            comm_init_rank: unsafe { *library.get(b"ncclCommInitRank\0")? },
+            // SAFETY: the type that `nccl.h` of version 2 gives it; the library is never unloaded.
+            all_reduce: unsafe { *library.get(b"ncclAllReduce\0")? },
+            // SAFETY: the type that `nccl.h` of version 2 gives it; the library is never unloaded.
+            comm_destroy: unsafe { *library.get(b"ncclCommDestroy\0")? },
+            // SAFETY: the type that `nccl.h` of version 2 gives it; the library is never unloaded.
+            get_error_string: unsafe { *library.get(b"ncclGetErrorString\0")? },
         };
         std::mem::forget(library);
         Ok(functions)
@@ -85,7 +87,9 @@ impl Functions {
             return Ok(());
         }
         // SAFETY: gives a static string for every number.
-        let text = unsafe { CStr::from_ptr((self.get_error_string)(status)) };
+        let text = unsafe { (self.get_error_string)(status) };
+        // SAFETY: as said, a string that ends in a zero byte and lives as long as the library.
+        let text = unsafe { CStr::from_ptr(text) };
         Err(CudaError::Nccl { call, status: text.to_string_lossy().into_owned() })
     }
 }
