@@ -3,7 +3,11 @@
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
+#[cfg(unix)]
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+#[cfg(unix)]
+use std::process::{Child, ChildStdout, Stdio};
 use std::process::{Command, Output};
 
 /// A run of the digits in `ranks` processes; its events.
@@ -15,6 +19,10 @@ fn train(ranks: usize, out: &Path, settings: &[&str]) -> Vec<Value> {
 }
 
 fn run(ranks: usize, out: &Path, settings: &[&str]) -> Output {
+    command(ranks, out, settings).output().expect("a command that runs")
+}
+
+fn command(ranks: usize, out: &Path, settings: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lacewing"));
     for name in ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"] {
         command.env_remove(name);
@@ -30,7 +38,8 @@ fn run(ranks: usize, out: &Path, settings: &[&str]) -> Output {
         "--out",
     ]);
     command.arg(out).args(["twin=false", "train.epochs=1", "train.log_every=5", "train.checkpoint_every=1"]);
-    command.args(settings).output().expect("a command that runs")
+    command.args(settings);
+    command
 }
 
 fn of<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
@@ -132,6 +141,55 @@ fn two_processes_resume_to_the_bit() {
     let resumed = command.args(["train", "--ranks", "2", "--resume"]).arg(&parts).output().expect("runs");
     assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
     assert!(arrays(&whole) == arrays(&parts), "checkpoints differ");
+}
+
+/// A run of two that has begun, its first step logged.
+#[cfg(unix)]
+fn begun(out: &Path) -> (Child, BufReader<ChildStdout>) {
+    let mut command = command(2, out, &["train.epochs=10000"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("\"event\":\"step\"") {
+        line.clear();
+        assert!(lines.read_line(&mut line).expect("lines") > 0, "the run ended");
+    }
+    (child, lines)
+}
+
+#[cfg(unix)]
+fn signal(name: &str, process: u32) {
+    assert!(Command::new("kill").args([name, &process.to_string()]).status().expect("runs").success());
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_stops_all_processes_with_a_checkpoint() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (mut child, lines) = begun(folder.path());
+    signal("-INT", child.id());
+    let events: Vec<String> = lines.lines().map(|line| line.expect("text")).collect();
+    assert_eq!(child.wait().expect("ends").code(), Some(130));
+    assert!(events.iter().any(|line| line.contains("\"event\":\"agree\"")), "{events:?}");
+    assert!(folder.path().join("checkpoint").join("state.json").exists());
+}
+
+#[test]
+#[cfg(unix)]
+fn a_process_that_is_lost_ends_the_run() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (mut child, lines) = begun(folder.path());
+    let found =
+        Command::new("ps").args(["--no-headers", "-o", "pid", "--ppid", &child.id().to_string()]).output();
+    let Ok(found) = found.map(|output| String::from_utf8(output.stdout).expect("text")) else {
+        signal("-INT", child.id());
+        child.wait().expect("ends");
+        return eprintln!("skipped: there is no `ps` to find the processes with");
+    };
+    let last = found.split_whitespace().next_back().expect("a process").parse().expect("a number");
+    signal("-KILL", last);
+    drop(lines);
+    assert!(!child.wait().expect("ends").success());
 }
 
 #[test]

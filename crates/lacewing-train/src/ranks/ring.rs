@@ -2,7 +2,7 @@
 
 use super::RanksError;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,13 @@ impl Ring {
             (TcpListener::bind(address).map_err(unreachable)?, None)
         } else {
             let at = resolve(address).map_err(unreachable)?;
-            let any: SocketAddr = if at.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
-            let listener = TcpListener::bind(any).map_err(unreachable)?;
+            // Processes of one machine need not be reached from others.
+            let own = match at.ip() {
+                ip if ip.is_loopback() => ip,
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let listener = TcpListener::bind((own, 0)).map_err(unreachable)?;
             let port = listener.local_addr().map_err(unreachable)?.port();
             (listener, Some((at, port)))
         };

@@ -37,7 +37,8 @@ pub(super) fn run(args: TrainArgs) -> CommandResult {
     }
     if let Outcome::Interrupted { step } = finished.outcome {
         let out = finished.out.display();
-        eprintln!("interrupted at step {step}; continue with: lacewing train --resume {out}");
+        let ranks = if ranks.size() > 1 { format!("--ranks {} ", ranks.size()) } else { String::new() };
+        eprintln!("interrupted at step {step}; continue with: lacewing train {ranks}--resume {out}");
         return Ok(ExitCode::from(INTERRUPTED));
     }
     if !args.json {
