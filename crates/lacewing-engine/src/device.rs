@@ -29,6 +29,14 @@ impl Device {
         Ok(Self::Cuda(lacewing_cuda::Device::new(ordinal)?))
     }
 
+    /// The host, and a GPU where `LACEWING_TEST_CUDA=1` says that there is one.
+    #[cfg(test)]
+    pub(crate) fn all_for_tests() -> Vec<Self> {
+        let gpu = std::env::var("LACEWING_TEST_CUDA").is_ok_and(|value| value == "1");
+        let gpu = gpu.then(|| Self::open("cuda:0").expect("LACEWING_TEST_CUDA=1 asks for a GPU"));
+        [Self::Cpu].into_iter().chain(gpu).collect()
+    }
+
     /// Waits until everything asked of the device has been done.
     ///
     /// # Errors

@@ -201,6 +201,10 @@ fn what_cannot_be_shared_is_an_error() {
     assert!(!output.status.success() && text.contains("data.batch_size is 2"), "{text}");
     assert!(!out.exists(), "nothing is begun");
 
+    let output = command(2, &out, &[]).env("WORLD_SIZE", "3").output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("WORLD_SIZE is `3`, expected not set, or 2"), "{text}");
+
     let mut command = Command::new(env!("CARGO_BIN_EXE_lacewing"));
     let output =
         command.args(["train", "digits-vit", "--out"]).arg(&out).env("WORLD_SIZE", "2").env("RANK", "2");

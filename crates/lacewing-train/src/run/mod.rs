@@ -118,7 +118,7 @@ pub fn train_with(
     let root = shared_folder(ranks, &recipe, start)?;
     recipe.out = Some(root.clone());
     recipe.train.dtype = Some(recipe.dtype());
-    let output = if ranks.is_first() { Output::create(&root)? } else { Output::of(&root) };
+    let output = if ranks.is_first() { Output::create(&root)? } else { Output::of_another(&root) };
     let data = open_data(&recipe)?;
     let (train_loader, test_loader) = shared_loaders(&recipe, &data, ranks)?;
     let contenders = contender::fit(&mut recipe, train_loader.image_shape(), &data)?;
@@ -130,9 +130,7 @@ pub fn train_with(
         Evolution::plan(counted.evolving, plan.horizon(), recipe.seed)?;
         summaries.push(counted.summary);
     }
-    if ranks.is_first() {
-        output.require_space(summaries.iter().map(|summary| bytes_on_disk(&recipe, summary)).sum())?;
-    }
+    output.require_space(summaries.iter().map(|summary| bytes_on_disk(&recipe, summary)).sum())?;
     for contender in contenders.iter().filter(|_| start == Start::Resume) {
         let path = output.checkpoint(contender.folder.as_deref());
         if let Some(saved) = Progress::read(&path)? {
@@ -140,9 +138,7 @@ pub fn train_with(
             check_teacher(&path, saved.teacher.as_ref(), teacher.as_ref())?;
         }
     }
-    if ranks.is_first() {
-        output.write_config(&recipe)?;
-    }
+    output.write_config(&recipe)?;
     for name in &data.skipped {
         listen(&Event::Warning { text: format!("left out, it does not decode: {name}") });
     }
@@ -167,11 +163,9 @@ pub fn train_with(
         }
         trainee.progress.teacher = teacher.as_ref().map(|teacher| teacher.mark.clone());
         let from_step = trainee.progress.step;
-        if ranks.is_first() {
-            output.rewind_metrics(&contender.label, from_step)?;
-        }
+        output.rewind_metrics(&contender.label, from_step)?;
         let mut emit = |event: Event| -> Result<(), TrainError> {
-            if event.is_metric() && ranks.is_first() {
+            if event.is_metric() {
                 output.write_metric(&event)?;
             }
             listen(&event);

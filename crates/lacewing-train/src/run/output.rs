@@ -17,6 +17,8 @@ const SLACK_BYTES: u64 = 16 << 20;
 #[derive(Debug)]
 pub struct Output {
     root: PathBuf,
+    /// Whether it is this process that writes it: if not, what would write does nothing.
+    writes: bool,
 }
 
 impl Output {
@@ -30,12 +32,12 @@ impl Output {
         fs::create_dir_all(root).map_err(failed)?;
         let probe = root.join(".writable");
         fs::write(&probe, b"lacewing").and_then(|()| fs::remove_file(&probe)).map_err(failed)?;
-        Ok(Self { root: root.to_owned() })
+        Ok(Self { root: root.to_owned(), writes: true })
     }
 
     /// The folder that another process makes and writes.
-    pub fn of(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+    pub fn of_another(root: &Path) -> Self {
+        Self { root: root.to_owned(), writes: false }
     }
 
     /// Checks that `needed` bytes and some slack are free.
@@ -44,6 +46,9 @@ impl Output {
     ///
     /// [`TrainError::Space`] with both numbers.
     pub fn require_space(&self, needed: u64) -> Result<(), TrainError> {
+        if !self.writes {
+            return Ok(());
+        }
         let free = fs4::available_space(&self.root)
             .map_err(|source| TrainError::Output { path: self.root.clone(), source })?;
         let needed = needed + SLACK_BYTES;
@@ -79,6 +84,9 @@ impl Output {
     ///
     /// [`CheckpointError::Write`].
     pub fn write_config(&self, recipe: &Recipe) -> Result<(), TrainError> {
+        if !self.writes {
+            return Ok(());
+        }
         Ok(file::replace_text(&config_file(&self.root), &recipe.to_yaml()?)?)
     }
 
@@ -88,6 +96,9 @@ impl Output {
     ///
     /// [`CheckpointError::Write`].
     pub fn write_summary(&self, rows: &[Row]) -> Result<(), TrainError> {
+        if !self.writes {
+            return Ok(());
+        }
         let text = serde_json::to_string_pretty(rows).expect("rows are plain data");
         Ok(file::replace_text(&self.root.join("summary.json"), &(text + "\n"))?)
     }
@@ -115,6 +126,9 @@ impl Output {
     ///
     /// [`TrainError::Output`].
     pub fn write_metric(&self, event: &Event) -> Result<(), TrainError> {
+        if !self.writes {
+            return Ok(());
+        }
         let path = self.metrics();
         let line = serde_json::to_string(event).expect("events are plain data") + "\n";
         let file = OpenOptions::new().create(true).append(true).open(&path);
@@ -134,6 +148,9 @@ impl Output {
         struct Line {
             model: String,
             step: u64,
+        }
+        if !self.writes {
+            return Ok(());
         }
         let path = self.metrics();
         let text = match fs::read_to_string(&path) {

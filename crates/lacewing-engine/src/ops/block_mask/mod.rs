@@ -85,15 +85,9 @@ mod tests {
     use super::*;
     use crate::Device;
 
-    fn devices() -> Vec<Device> {
-        let gpu = std::env::var("LACEWING_TEST_CUDA").is_ok_and(|value| value == "1");
-        let gpu = gpu.then(|| Device::open("cuda:0").expect("LACEWING_TEST_CUDA=1 asks for a GPU"));
-        [Device::Cpu].into_iter().chain(gpu).collect()
-    }
-
     #[test]
     fn blocks_are_scored_and_let_through() {
-        for (device, (n_out, n_in, rows, cols)) in devices().into_iter().flat_map(|d| {
+        for (device, (n_out, n_in, rows, cols)) in Device::all_for_tests().into_iter().flat_map(|d| {
             [(6, 8, 2, 4), (7, 9, 3, 4), (5, 3, 1, 1), (64, 70, 32, 32)].map(|shape| (d.clone(), shape))
         }) {
             // Eighths of small integers: sums are exact in any order.

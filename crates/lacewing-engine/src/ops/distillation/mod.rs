@@ -88,12 +88,6 @@ mod tests {
     use crate::ops::{Target, softmax_cross_entropy};
     use lacewing_testkit::uniform;
 
-    fn devices() -> Vec<Device> {
-        let gpu = std::env::var("LACEWING_TEST_CUDA").is_ok_and(|value| value == "1");
-        let gpu = gpu.then(|| Device::open("cuda:0").expect("LACEWING_TEST_CUDA=1 asks for a GPU"));
-        [Device::Cpu].into_iter().chain(gpu).collect()
-    }
-
     fn log_softmax(z: &[f64], t: f64) -> Vec<f64> {
         let top = z.iter().copied().fold(f64::NEG_INFINITY, f64::max) / t;
         let lse = top + z.iter().map(|z| (z / t - top).exp()).sum::<f64>().ln();
@@ -110,7 +104,7 @@ mod tests {
     #[test]
     fn loss_and_gradient_meet_the_definition() {
         let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
-        for device in devices() {
+        for device in Device::all_for_tests() {
             for (rows, classes, alpha, temperature) in [
                 (0, 3, 0.5, 2.0),
                 (1, 1, 0.5, 2.0),

@@ -55,12 +55,6 @@ mod tests {
     use super::*;
     use crate::Device;
 
-    fn devices() -> Vec<Device> {
-        let gpu = std::env::var("LACEWING_TEST_CUDA").is_ok_and(|value| value == "1");
-        let gpu = gpu.then(|| Device::open("cuda:0").expect("LACEWING_TEST_CUDA=1 asks for a GPU"));
-        [Device::Cpu].into_iter().chain(gpu).collect()
-    }
-
     fn scaled(
         device: &Device,
         by: &[f32],
@@ -85,7 +79,7 @@ mod tests {
             [0., 0., 0., 0., 2., -2., 1., 4.],
             [1., 2., 3., 4., 4., 3., 2., 1.],
         ];
-        for device in devices() {
+        for device in Device::all_for_tests() {
             let mask = scaled(&device, w.as_flattened(), &[1.0; 32], 8, [1.0, 0.0], false);
             let rows: Vec<String> =
                 mask.chunks(8).map(|row| row.iter().map(|v| v.to_string()).collect()).collect();
@@ -117,7 +111,7 @@ mod tests {
                 let mut want = values.iter().map(|v| v * -0.25).collect::<Vec<f32>>();
                 order[..kept].iter().for_each(|&i| want[i] = values[i] * 0.75);
                 let sums: Vec<f32> = values.iter().zip(&want).map(|(a, b)| a + b).collect();
-                for device in devices() {
+                for device in Device::all_for_tests() {
                     assert!(
                         scaled(&device, &by, &values, kept, [0.75, -0.25], false) == want,
                         "{kept} of {len}"

@@ -95,12 +95,6 @@ mod tests {
         out
     }
 
-    fn devices() -> Vec<Device> {
-        let gpu = std::env::var("LACEWING_TEST_CUDA").is_ok_and(|value| value == "1");
-        let gpu = gpu.then(|| Device::open("cuda:0").expect("LACEWING_TEST_CUDA=1 asks for a GPU"));
-        [Device::Cpu].into_iter().chain(gpu).collect()
-    }
-
     #[test]
     fn the_largest_of_each_group_are_kept() {
         let w = [
@@ -118,7 +112,7 @@ mod tests {
             let out = out.to_f32().unwrap();
             out.chunks(8).map(|row| row.iter().map(|v| v.to_string()).collect()).collect()
         };
-        for device in devices() {
+        for device in Device::all_for_tests() {
             let row = ["01100011", "00111100", "00110101", "00111100"];
             assert_eq!(mask(2, 4, Axis::Row, &device), row);
             assert_eq!(mask(1, 4, Axis::Row, &device), ["01000001", "00010100", "00010001", "00011000"]);
@@ -139,8 +133,9 @@ mod tests {
         {
             let by: Vec<f32> = (0..n_out * n_in).map(|_| draw()).collect();
             let values: Vec<f32> = (0..n_out * n_in).map(|_| draw()).collect();
-            for (axis, device) in
-                [Axis::Row, Axis::Col].into_iter().flat_map(|a| devices().into_iter().map(move |d| (a, d)))
+            for (axis, device) in [Axis::Row, Axis::Col]
+                .into_iter()
+                .flat_map(|a| Device::all_for_tests().into_iter().map(move |d| (a, d)))
             {
                 let groups = NmGroups { n, m, axis };
                 let factors = MaskFactors { kept: 0.75, dropped: -0.25 };

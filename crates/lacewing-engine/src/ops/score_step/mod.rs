@@ -85,12 +85,6 @@ mod tests {
     use super::*;
     use crate::Device;
 
-    fn devices() -> Vec<Device> {
-        let gpu = std::env::var("LACEWING_TEST_CUDA").is_ok_and(|value| value == "1");
-        let gpu = gpu.then(|| Device::open("cuda:0").expect("LACEWING_TEST_CUDA=1 asks for a GPU"));
-        [Device::Cpu].into_iter().chain(gpu).collect()
-    }
-
     fn sigmoid(x: f64) -> f64 {
         1.0 / (1.0 + (-x).exp())
     }
@@ -98,7 +92,7 @@ mod tests {
     #[test]
     fn scores_take_the_path_of_adam_in_f64() {
         let (n, shift, penalty, lr) = (1000, -1.5986, 0.3, 1e-2);
-        for device in devices() {
+        for device in Device::all_for_tests() {
             let start: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
             let movement = |i: usize, t: u64| ((i * 37 + t as usize * 11) % 19) as f32 / 8.0 - 1.0;
             let tensor = |values: &[f32]| Tensor::from_f32(&device, values, &[n]).unwrap();

@@ -1,6 +1,7 @@
 //! `lacewing train --ranks N`: starts the processes of a run on this machine, and ends with them.
 
 use super::INTERRUPTED;
+use lacewing_train::ranks::RanksError;
 use std::env;
 use std::error::Error;
 use std::io::{self, Read};
@@ -17,10 +18,25 @@ const STOPS_WITH_INPUT: &str = "LACEWING_STOPS_WITH_INPUT";
 /// Time between two looks at the processes.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Whether this process is to start others and not to train itself.
-pub(super) fn is_wanted(ranks: Option<u16>) -> Option<usize> {
-    let started = env::var_os("WORLD_SIZE").is_some();
-    ranks.map(usize::from).filter(|&ranks| ranks > 1 && !started)
+/// How many processes this one is to start instead of training itself; none where it was started as one of so many.
+///
+/// # Errors
+///
+/// [`RanksError::Environment`] when it was started as one of another number.
+pub(super) fn wanted(ranks: Option<u16>) -> Result<Option<usize>, RanksError> {
+    let Some(ranks) = ranks.map(usize::from) else { return Ok(None) };
+    match env::var("WORLD_SIZE") {
+        Err(env::VarError::NotPresent) => Ok(Some(ranks).filter(|&ranks| ranks > 1)),
+        Ok(size) if size == ranks.to_string() => Ok(None),
+        other => {
+            let got = format!("`{}`", other.unwrap_or_default());
+            Err(RanksError::Environment {
+                name: "WORLD_SIZE",
+                expected: format!("not set, or {ranks} as --ranks says"),
+                got,
+            })
+        }
+    }
 }
 
 /// Runs this very command as `size` processes. Ctrl-C stops all after their step, a second one at once.

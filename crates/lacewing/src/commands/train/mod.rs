@@ -21,7 +21,7 @@ const INTERRUPTED: u8 = 130;
 
 pub(super) fn run(args: TrainArgs) -> CommandResult {
     let (recipe, start) = read(&args)?;
-    if let Some(size) = launch::is_wanted(args.ranks) {
+    if let Some(size) = launch::wanted(args.ranks)? {
         return launch::launch(size);
     }
     let stop = stop_on_signal()?;
