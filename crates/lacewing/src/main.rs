@@ -10,6 +10,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    lacewing_cpu::parallel::enter_pool();
     match commands::run(cli::Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
