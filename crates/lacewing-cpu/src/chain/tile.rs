@@ -1,6 +1,6 @@
 //! Rows to tiles and back.
 
-use crate::simd::{Isa, MAX_LANES, MatMut, Vectorize};
+use crate::simd::{Isa, MAX_LANES, MatMut, Vectorize, load};
 
 /// `x [rows, cols]` to `[cols + 1, R · LANES]`: missing rows are zero, and so is the last feature.
 pub(super) struct Read<'a, const R: usize> {
@@ -19,12 +19,16 @@ impl<const R: usize> Vectorize for Read<'_, R> {
         for r in 0..R {
             for first in (0..cols).step_by(I::LANES) {
                 let width = I::LANES.min(cols - first);
-                let mut square = [isa.splat(0.0); MAX_LANES];
-                for (row, v) in (r * I::LANES..rows).zip(&mut square[..I::LANES]) {
-                    let from = &x[row * cols + first..][..width];
-                    *v = if width == I::LANES { isa.load(from) } else { isa.load_partial(from) };
-                }
-                isa.transpose(&mut square);
+                let square = if width == I::LANES && (r + 1) * I::LANES <= rows {
+                    isa.load_transposed(|row| &x[(r * I::LANES + row) * cols + first..])
+                } else {
+                    let mut square = [isa.splat(0.0); MAX_LANES];
+                    for (row, v) in (r * I::LANES..rows).zip(&mut square[..I::LANES]) {
+                        *v = load::<I, true>(isa, &x[row * cols + first..][..width]);
+                    }
+                    isa.transpose(&mut square);
+                    square
+                };
                 let features = tile[first * size..].chunks_exact_mut(size);
                 for (feature, &v) in features.take(width).zip(&square) {
                     isa.store(&mut feature[r * I::LANES..], v);
@@ -52,14 +56,20 @@ impl<const R: usize> Vectorize for Write<'_, R> {
         for first in (0..cols).step_by(I::LANES) {
             let width = I::LANES.min(cols - first);
             for r in 0..R {
-                let feature = |at: u32| isa.load(&tile[at as usize * size + r * I::LANES..]);
-                let mut square = [isa.splat(0.0); MAX_LANES];
-                for (term, at) in at.chunks_exact(cols).enumerate() {
-                    for (v, &at) in square.iter_mut().zip(&at[first..first + width]) {
-                        *v = if term == 0 { feature(at) } else { isa.add(*v, feature(at)) };
+                let feature = |at: u32| &tile[at as usize * size + r * I::LANES..];
+                let square = if at.len() == cols && width == I::LANES {
+                    isa.load_transposed(|lane| feature(at[first + lane]))
+                } else {
+                    let mut square = [isa.splat(0.0); MAX_LANES];
+                    for (term, at) in at.chunks_exact(cols).enumerate() {
+                        for (v, &at) in square.iter_mut().zip(&at[first..first + width]) {
+                            let feature = isa.load(feature(at));
+                            *v = if term == 0 { feature } else { isa.add(*v, feature) };
+                        }
                     }
-                }
-                isa.transpose(&mut square);
+                    isa.transpose(&mut square);
+                    square
+                };
                 for (row, &v) in (r * I::LANES..rows).zip(&square[..I::LANES]) {
                     let to = &mut y.row_mut(row)[first..][..width];
                     if width == I::LANES { isa.store(to, v) } else { isa.store_partial(to, v) }

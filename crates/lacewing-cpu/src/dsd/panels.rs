@@ -11,7 +11,7 @@ use super::{Blocks, Kernel, Packing, dots, outer};
 use crate::finish::Target;
 use crate::parallel::share;
 use crate::scratch::scratch;
-use crate::simd::{Isa, Level, MAX_LANES, MatMut, MatRef, Vectorize, load, store};
+use crate::simd::{Isa, Level, MatMut, MatRef, Vectorize, load, store};
 use std::ops::Range;
 
 pub(super) const KERNEL: Kernel = Kernel {
@@ -93,11 +93,7 @@ impl Vectorize for Turn<'_> {
         for (to, from) in blocks {
             for i in (0..high).step_by(I::LANES) {
                 for j in (0..wide).step_by(I::LANES) {
-                    let mut square = [isa.splat(0.0); MAX_LANES];
-                    for (at, square) in square[..I::LANES].iter_mut().enumerate() {
-                        *square = isa.load(&from[(i + at) * width + j..]);
-                    }
-                    isa.transpose(&mut square);
+                    let square = isa.load_transposed(|at| &from[(i + at) * width + j..]);
                     for (at, &column) in square[..I::LANES].iter().enumerate() {
                         isa.store(&mut to[(j + at) * height + i..], column);
                     }

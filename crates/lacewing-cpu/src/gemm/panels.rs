@@ -157,8 +157,7 @@ impl Vectorize for Pack<'_> {
         let (high, wide) = (cols / I::LANES * I::LANES, k / I::LANES * I::LANES);
         for at in (0..wide).step_by(I::LANES) {
             for col in (0..high).step_by(I::LANES) {
-                let mut square = from.load_square(isa, col, at);
-                isa.transpose(&mut square);
+                let square = from.load_transposed(isa, col, at);
                 for (i, &values) in square[..I::LANES].iter().enumerate() {
                     isa.store(&mut to[(at + i) * width + col..], values);
                 }

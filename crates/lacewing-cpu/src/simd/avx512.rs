@@ -1,6 +1,6 @@
 //! AVX-512 (F, VL, BW, DQ): sixteen lanes, partial loads and stores by mask.
 
-use super::{Isa, PICKED, Vectorize, WINDOW};
+use super::{Isa, MAX_LANES, PICKED, Vectorize, WINDOW};
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX-512 F, VL, BW and DQ, and AVX2, FMA and POPCNT.
@@ -37,6 +37,39 @@ macro_rules! lanewise {
             unsafe { $intrinsic($($a),+) }
         }
     )+};
+}
+
+/// Moves within quarters of a register, for [`Isa::load_transposed`].
+impl Avx512 {
+    lanewise! {
+        unpack_low(a, b) = _mm512_unpacklo_ps;
+        unpack_high(a, b) = _mm512_unpackhi_ps;
+    }
+
+    /// Of each quarter two lanes of `a` and two of `b`.
+    #[inline(always)]
+    fn halves<const PICK: i32>(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_shuffle_ps::<PICK>(a, b) }
+    }
+
+    /// Elements `4at..4at + 4` in each quarter.
+    #[inline(always)]
+    fn quarters(self, from: &[f32; MAX_LANES], at: usize) -> __m512 {
+        let from = from[4 * at..][..4].as_ptr();
+        // SAFETY: the slice above is 16 readable bytes; no alignment is asked for.
+        let from = unsafe { _mm_loadu_ps(from) };
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_broadcast_f32x4(from) }
+    }
+
+    /// Elements `4at..4at + 4` in the quarter of the lanes `MASK`, the others as in `v`.
+    #[inline(always)]
+    fn place<const MASK: u16>(self, v: __m512, from: &[f32; MAX_LANES], at: usize) -> __m512 {
+        let from = self.quarters(from, at);
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_mask_mov_ps(v, MASK, from) }
+    }
 }
 
 /// The first `len` lanes.
@@ -82,6 +115,35 @@ impl Isa for Avx512 {
         abs(a) = _mm512_abs_ps;
         sqrt(a) = _mm512_sqrt_ps;
         scale_by_pow2(a, n) = _mm512_scalef_ps;
+    }
+
+    /// Quarters of rows are put side by side as they are loaded, which leaves half of a transposition's moves between
+    /// registers: half of the time, most of it at the stores that follow.
+    #[inline(always)]
+    fn load_transposed<'a>(self, row: impl Fn(usize) -> &'a [f32]) -> [__m512; MAX_LANES] {
+        let mut rows = [&[0.0; MAX_LANES]; MAX_LANES];
+        for (i, to) in rows.iter_mut().enumerate() {
+            *to = row(i).first_chunk().expect("a register's elements");
+        }
+        let mut tile = [self.splat(0.0); MAX_LANES];
+        for at in 0..4 {
+            // Lanes 4q..4q + 4 of `own[k]`: elements 4at..4at + 4 of row 4q + k.
+            let mut own = [self.splat(0.0); 4];
+            for (k, own) in own.iter_mut().enumerate() {
+                *own = self.quarters(rows[k], at);
+                *own = self.place::<0x00f0>(*own, rows[4 + k], at);
+                *own = self.place::<0x0f00>(*own, rows[8 + k], at);
+                *own = self.place::<0xf000>(*own, rows[12 + k], at);
+            }
+            let [a, b, c, d] = own;
+            let (ab, ab_high) = (self.unpack_low(a, b), self.unpack_high(a, b));
+            let (cd, cd_high) = (self.unpack_low(c, d), self.unpack_high(c, d));
+            tile[4 * at] = self.halves::<0x44>(ab, cd);
+            tile[4 * at + 1] = self.halves::<0xee>(ab, cd);
+            tile[4 * at + 2] = self.halves::<0x44>(ab_high, cd_high);
+            tile[4 * at + 3] = self.halves::<0xee>(ab_high, cd_high);
+        }
+        tile
     }
 
     #[inline(always)]

@@ -240,6 +240,18 @@ pub trait Isa: Copy + Send + Sync + 'static {
         }
     }
 
+    /// [`Isa::transpose`] of what lies in memory: element `j` of `row(i)` in lane `i` of register `j`, for the first
+    /// `LANES` rows. Panics if one has fewer elements.
+    #[inline(always)]
+    fn load_transposed<'a>(self, row: impl Fn(usize) -> &'a [f32]) -> [Self::V; MAX_LANES] {
+        let mut tile = [self.splat(0.0); MAX_LANES];
+        for (i, tile) in tile[..Self::LANES].iter_mut().enumerate() {
+            *tile = self.load(row(i));
+        }
+        self.transpose(&mut tile);
+        tile
+    }
+
     /// The sum of the lanes of each of the first `LANES` registers, in the lanes of one; `all` is overwritten.
     #[inline(always)]
     fn sum_each(self, all: &mut [Self::V; MAX_LANES]) -> Self::V {

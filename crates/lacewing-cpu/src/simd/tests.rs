@@ -45,7 +45,12 @@ impl Vectorize for Check {
         assert_eq!(lanes(isa.sum_each(&mut each)), sums, "sum_each at {level:?}");
         let from: Vec<f32> = (0..20 * 23).map(|i| i as f32).collect();
         let mut to = vec![1.0; 20 * 25];
-        let square = MatRef::row_major(&from, 20, 23).load_square(isa, 3, 5);
+        let mut square = MatRef::row_major(&from, 20, 23).load_transposed(isa, 3, 5);
+        for (j, &column) in square[..I::LANES].iter().enumerate() {
+            let expected: Vec<f32> = (0..I::LANES).map(|i| from[(3 + i) * 23 + 5 + j]).collect();
+            assert_eq!(lanes(column), expected, "load_transposed at {level:?}");
+        }
+        isa.transpose(&mut square);
         let mut view = MatMut::row_major(&mut to, 20, 25);
         view.store_square(isa, (2, 4), &square, false);
         view.store_square(isa, (2, 4), &square, true);

@@ -87,20 +87,18 @@ impl<'a> MatRef<'a> {
         self.col_stride
     }
 
-    /// The square of as many rows and columns as a register has lanes, from `(row, col)` on: a register each row.
+    /// The square of as many rows and columns as a register has lanes, from `(row, col)` on: a register each column.
     /// Panics unless it lies in the view and the columns are contiguous.
     #[inline(always)]
-    pub fn load_square<I: Isa>(self, isa: I, row: usize, col: usize) -> [I::V; MAX_LANES] {
+    pub fn load_transposed<I: Isa>(self, isa: I, row: usize, col: usize) -> [I::V; MAX_LANES] {
         assert!(self.col_stride == 1 && row + I::LANES <= self.rows && col + I::LANES <= self.cols);
         let start = row * self.row_stride + col;
         let from = &self.data[start..start + (I::LANES - 1) * self.row_stride + I::LANES];
-        let mut square = [isa.splat(0.0); MAX_LANES];
-        for (at, row) in square[..I::LANES].iter_mut().enumerate() {
+        isa.load_transposed(|at| {
+            assert!(at < I::LANES);
             // SAFETY: the slice above reaches to the end of the last row, and the rows before end before that.
-            let from = unsafe { from.get_unchecked(at * self.row_stride..at * self.row_stride + I::LANES) };
-            *row = isa.load(from);
-        }
-        square
+            unsafe { from.get_unchecked(at * self.row_stride..at * self.row_stride + I::LANES) }
+        })
     }
 
     /// Columns `col..col + P` of each of `R` rows from `row` on; of the last row, where there are no more. Panics unless

@@ -5,7 +5,7 @@
 
 use super::Size;
 use super::places::{Place, Places};
-use super::tile::{ask, put};
+use super::tile::put;
 use crate::simd::{Isa, Level, MatMut, Vectorize};
 
 /// Blocks ahead whose values are asked for.
@@ -230,5 +230,15 @@ impl Vectorize for Put<'_> {
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
         put(isa, &mut self.y, self.sums, self.width, self.accumulate);
+    }
+}
+
+/// Asks for a part of what [`put`] will write, a sixteenth of some outputs' rows at a time.
+#[inline(always)]
+fn ask<I: Isa>(isa: I, y: &mut MatMut<'_>, at: usize) {
+    let (rows, col) = (y.rows(), at / 16 * 16);
+    let part = rows.div_ceil(16);
+    for r in (at % 16 * part..rows).take(part) {
+        isa.prefetch(y.row_mut(r), col);
     }
 }

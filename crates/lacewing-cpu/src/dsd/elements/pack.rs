@@ -32,8 +32,7 @@ impl Vectorize for Pack<'_> {
                 for at in 0..I::LANES {
                     isa.prefetch(from, (r + at) * stride + c + AHEAD);
                 }
-                let mut square = view.load_square(isa, r, c);
-                isa.transpose(&mut square);
+                let square = view.load_transposed(isa, r, c);
                 for (at, &column) in square[..I::LANES].iter().enumerate() {
                     isa.store(&mut to[(c + at) * width + r..], column);
                 }

@@ -141,7 +141,6 @@ pub(super) fn pays(blocks: &Blocks, rows: usize, kept: bool) -> bool {
         // Of more values than every third, two bits each say as much as a byte here.
         1 => padded <= 2.3 && 3 * nnz <= blocks.n_in * blocks.n_out,
         2..=8 => padded <= 3.2,
-        9..=16 => padded <= 1.6,
         _ => padded <= 1.1,
     }
 }

@@ -4,7 +4,7 @@
 //! stay in registers for a run, and lie feature-major in between; they are turned on the way out.
 
 use super::places::{Place, Places};
-use crate::simd::{Isa, MAX_LANES, MatMut, Vectorize};
+use crate::simd::{Isa, MatMut, Vectorize};
 
 /// Places ahead whose values are asked for.
 const AHEAD: usize = 4;
@@ -53,9 +53,6 @@ impl Tile<'_> {
                     isa.prefetch(self.values, next.start as usize);
                     isa.prefetch(self.values, next.start as usize + usize::from(next.len));
                 }
-                if run + 1 == runs {
-                    ask(isa, &mut self.y, at);
-                }
                 let &Place { start, len, output } = place;
                 let (own, others) = inputs.split_at(usize::from(len));
                 inputs = others;
@@ -68,16 +65,6 @@ impl Tile<'_> {
     }
 }
 
-/// Asks for a part of what [`put`] will write, a sixteenth of some outputs' rows at a time.
-#[inline(always)]
-pub(super) fn ask<I: Isa>(isa: I, y: &mut MatMut<'_>, at: usize) {
-    let (rows, col) = (y.rows(), at / 16 * 16);
-    let part = rows.div_ceil(16);
-    for r in (at % 16 * part..rows).take(part) {
-        isa.prefetch(y.row_mut(r), col);
-    }
-}
-
 /// Turns `sums [outputs, width]` into rows.
 #[inline(always)]
 pub(super) fn put<I: Isa>(isa: I, y: &mut MatMut<'_>, sums: &[f32], width: usize, accumulate: bool) {
@@ -85,11 +72,7 @@ pub(super) fn put<I: Isa>(isa: I, y: &mut MatMut<'_>, sums: &[f32], width: usize
     let (whole, high) = (outputs / I::LANES * I::LANES, rows / I::LANES * I::LANES);
     for r in (0..high).step_by(I::LANES) {
         for first in (0..whole).step_by(I::LANES) {
-            let mut square = [isa.splat(0.0); MAX_LANES];
-            for (o, square) in square[..I::LANES].iter_mut().enumerate() {
-                *square = isa.load(&sums[(first + o) * width + r..]);
-            }
-            isa.transpose(&mut square);
+            let square = isa.load_transposed(|o| &sums[(first + o) * width + r..]);
             y.store_square(isa, (r, first), &square, accumulate);
         }
     }
