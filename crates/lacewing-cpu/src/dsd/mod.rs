@@ -19,6 +19,7 @@ use crate::finish::Target;
 use crate::scratch::Aligned;
 use elements::Elements;
 use order::Order;
+pub(crate) use panels::by_panels;
 use thiserror::Error;
 
 /// A block-sparse weight's pattern: checked and put in order once, so that products need not.

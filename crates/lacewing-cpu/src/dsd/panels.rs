@@ -57,13 +57,17 @@ pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: Target<'_>,
 
 /// `y (+)= x Wᵀ` with blocks that [`turn`] has turned.
 fn forward_turned(blocks: &Blocks, turned: &[f32], x: &[f32], y: Target<'_>, accumulate: bool) {
-    let (br, bc) = (blocks.br, blocks.bc);
-    products(&blocks.by_row, turned, (bc, br), (x, blocks.n_in), y, accumulate);
+    by_panels(blocks, turned, MatRef::row_major(x, y.rows(), blocks.n_in), y, accumulate);
+}
+
+/// The same for an `x` whose rows may lie apart.
+pub(crate) fn by_panels(blocks: &Blocks, turned: &[f32], x: MatRef<'_>, y: Target<'_>, accumulate: bool) {
+    products(&blocks.by_row, turned, (blocks.bc, blocks.br), x, y, accumulate);
 }
 
 fn input_gradient(blocks: &Blocks, values: &[f32], dy: &[f32], dx: Target<'_>, accumulate: bool) {
-    let (br, bc) = (blocks.br, blocks.bc);
-    products(&blocks.by_col, values, (br, bc), (dy, blocks.n_out), dx, accumulate);
+    let dy = MatRef::row_major(dy, dx.rows(), blocks.n_out);
+    products(&blocks.by_col, values, (blocks.br, blocks.bc), dy, dx, accumulate);
 }
 
 /// Every block `[br, bc]` as `[bc, br]`.
@@ -112,7 +116,7 @@ fn products(
     groups: &Order,
     panels: &[f32],
     (inner, width): (usize, usize),
-    (x, n_in): (&[f32], usize),
+    x: MatRef<'_>,
     y: Target<'_>,
     accumulate: bool,
 ) {
@@ -121,8 +125,7 @@ fn products(
     }
     // Once, so that what is packed is tiled for the level that will read it.
     let level = Level::current();
-    let rows = y.rows();
-    let x = MatRef::row_major(x, rows, n_in);
+    let (rows, n_in) = (y.rows(), x.cols());
     let uses = groups.inputs.len() * inner / n_in.max(1);
     let few = if width >= 2 * level.lanes() { rows <= MANY_ROWS } else { rows <= FEW_ROWS && uses < OFTEN };
     let direct = few && inner.is_multiple_of(Direct::LEAST);

@@ -1,6 +1,8 @@
 //! Dense products over strided views: `out = a b` or `out += a b`, and many of them at once.
 
 mod dots;
+mod one_row;
+mod packed;
 mod panels;
 
 use crate::finish::Target;
@@ -8,7 +10,7 @@ use crate::simd::product;
 use rayon::prelude::*;
 
 pub use crate::simd::{MatMut, MatRef};
-pub use panels::Packed;
+pub use packed::Packed;
 
 /// Whether a product may use every thread of the current rayon pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +27,8 @@ pub enum Parallelism {
 /// The bits do not depend on the number of threads. Panics if the shapes disagree.
 pub fn gemm(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: MatRef<'_>, parallelism: Parallelism) {
     if dots::accepts(&out, a, b) {
-        return dots::product(out, accumulate, a, b, parallelism == Parallelism::Pool);
+        let product = if out.rows() == 1 { one_row::product } else { dots::product };
+        return product(out, accumulate, a, b, parallelism == Parallelism::Pool);
     }
     let threads = match parallelism {
         Parallelism::One => 1,
@@ -36,8 +39,8 @@ pub fn gemm(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: MatRef<'_>, par
 
 /// `out = a b`, or `out += a b` with `accumulate`, finished, by a `b` that has been packed: as [`gemm`], and faster for
 /// products of some rows ([`Packed::pays`]). Panics if the shapes disagree, or unless the rows of `out` and `a` are contiguous.
-pub fn gemm_packed(out: Target<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, parallelism: Parallelism) {
-    panels::product(out, accumulate, a, b, parallelism == Parallelism::Pool);
+pub fn gemm_packed(out: Target<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed) {
+    b.product(out, accumulate, a);
 }
 
 /// Rows of one task of [`batched`].

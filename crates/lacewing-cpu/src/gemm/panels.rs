@@ -6,13 +6,9 @@
 
 use crate::finish::Target;
 use crate::parallel::share;
-use crate::scratch::{Aligned, scratch};
+use crate::scratch::scratch;
 use crate::simd::{Isa, Level, MatMut, MatRef, Vectorize, load, store};
 
-/// Rows from which, and up to which, this is faster than what [`gemm`](super::gemm()) does (measured on AVX-512, 768 to
-/// 4096 wide: 1.0 to 1.6 times).
-const LEAST_ROWS: usize = 8;
-const MOST_ROWS: usize = 512;
 /// Inner elements of a run: those of a panel fit the first cache beside a tile of rows (36 of 48 KiB).
 const RUN: usize = 192;
 /// Inner elements that lie together of every row of a tile: a cache line.
@@ -28,55 +24,41 @@ const TASK_ROWS: usize = 128;
 /// Flops of a task about at least: the first lines of its panels come late, and below it is not worth to wake a thread.
 const TASK_FLOPS: usize = 4 << 20;
 
-/// A matrix `b [k, n]` in the order that [`product`] reads it, which is that of one [`Level`].
-#[derive(Debug)]
-pub struct Packed {
-    panels: Aligned,
-    level: Level,
-    k: usize,
-    n: usize,
+/// Elements that `b [k, n]` takes in the order that [`product`] reads it at a level.
+pub(super) fn len(level: Level, k: usize, n: usize) -> usize {
+    n.div_ceil(width(level)) * width(level) * long(k)
 }
 
-impl Packed {
-    /// Packs `b` by all threads, into the `memory` of another one if given. Panics unless the elements of its rows or
-    /// those of its columns are contiguous.
-    pub fn new(b: MatRef<'_>, memory: Option<Self>) -> Self {
-        let level = Level::current();
-        let (width, k, n) = (width(level), b.rows(), b.cols());
-        let mut packed = memory.map_or_else(Aligned::default, |old| old.panels);
-        let size = width * long(k);
-        let panels = packed.resize(n.div_ceil(width) * size);
-        let tasks = panels.chunks_mut(size.max(1)).enumerate().collect();
-        share(tasks, |(panel, to)| level.run(Pack { to, from: columns(b, panel * width, width), width }));
-        Self { panels: packed, level, k, n }
-    }
-
-    /// Whether a product of `rows` rows is faster by a packed matrix than by [`gemm`](super::gemm()), not counting what
-    /// packing takes.
-    pub fn pays(rows: usize) -> bool {
-        (LEAST_ROWS..=MOST_ROWS).contains(&rows)
-    }
+/// Puts `b` in that order, by all threads. Panics unless the elements of its rows or those of its columns are contiguous.
+pub(super) fn pack(level: Level, b: MatRef<'_>, to: &mut [f32]) {
+    pack_by(level, width(level), b, to);
 }
 
-/// `out (+)= a b`, finished, by all threads if `parallel`. Panics unless the elements of the rows of `out` and `a` are
+/// In panels of `width` columns, each with zeros to a whole number of pieces.
+pub(super) fn pack_by(level: Level, width: usize, b: MatRef<'_>, to: &mut [f32]) {
+    let size = width * long(b.rows());
+    let tasks = to.chunks_mut(size.max(1)).enumerate().collect();
+    share(tasks, |(panel, to)| level.run(Pack { to, from: columns(b, panel * width, width), width }));
+}
+
+/// `out (+)= a b`, finished, by a `b` that [`pack`] has packed for this level. Panics unless the elements of the rows of `out` and `a` are
 /// contiguous.
-pub(super) fn product(out: Target<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, parallel: bool) {
-    let &Packed { k, n, .. } = b;
-    assert_eq!((a.rows(), a.cols(), n), (out.rows(), k, out.cols()), "rows, inner, columns");
+pub(super) fn product(out: Target<'_>, accumulate: bool, a: MatRef<'_>, (b, level): (&[f32], Level)) {
+    let (k, n) = (a.cols(), out.cols());
     if n == 0 {
         return;
     }
-    let parallel = parallel && 2 * a.rows() * n * k > TASK_FLOPS;
+    let parallel = 2 * a.rows() * n * k > TASK_FLOPS;
     let most = (COPIED / long(k).max(1)).max(TASK_ROWS);
     for (first, out) in (0..a.rows()).step_by(most).zip(out.bands(most)) {
         let a = a.rows_at(first, out.rows());
-        some_rows(out, accumulate, a, b, parallel);
+        some_rows(out, accumulate, a, (b, level), parallel);
     }
 }
 
 /// The same for as many rows as may be copied at once.
-fn some_rows(out: Target<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, parallel: bool) {
-    let (rows, cols, k, level) = (out.rows(), out.cols(), a.cols(), b.level);
+fn some_rows(out: Target<'_>, accumulate: bool, a: MatRef<'_>, (b, level): (&[f32], Level), parallel: bool) {
+    let (rows, cols, k) = (out.rows(), out.cols(), a.cols());
     let (width, long) = (width(level), long(k));
     let panels = cols.div_ceil(width);
     // Parts of rows where there are few panels, of panels where there are many: by the shape alone.
@@ -97,7 +79,7 @@ fn some_rows(out: Target<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed, paral
         }
         each(parallel, tasks, |(x, col, mut out)| {
             let mut right = out.sums();
-            let mut panels = &b.panels.get()[col * long..];
+            let mut panels = &b[col * long..];
             while right.cols() > 0 {
                 let cols = width.min(right.cols());
                 let (now, rest) = right.split_cols(cols);

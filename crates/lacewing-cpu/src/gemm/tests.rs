@@ -82,7 +82,9 @@ fn a_batch_over_column_blocks_meets_the_oracle() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    for (m, k, n, by_columns) in [(300, 384, 200, false), (7, 130, 333, true), (190, 1540, 100, true)] {
+    for (m, k, n, by_columns) in
+        [(300, 384, 200, false), (7, 130, 333, true), (190, 1540, 100, true), (900, 256, 96, true)]
+    {
         let (a, b) = (uniform(6, m * k), uniform(7, k * n));
         let product = |threads: usize| {
             let mut out = vec![0.0; 2 * m * n];
@@ -92,8 +94,8 @@ fn the_number_of_threads_changes_no_bit() {
             let (plain, by_panels) = out.split_at_mut(m * n);
             pool.install(|| {
                 gemm(MatMut::row_major(plain, m, n), false, a, b, Parallelism::Pool);
-                let (by_panels, b) = (Target::row_major(by_panels, m, n), Packed::new(b, None));
-                gemm_packed(by_panels, false, a, &b, Parallelism::Pool);
+                let (by_panels, b) = (Target::row_major(by_panels, m, n), Packed::new(b, m, None));
+                gemm_packed(by_panels, false, a, &b);
             });
             out
         };
@@ -160,6 +162,11 @@ fn packed_products_meet_the_oracle_at_every_level() {
         (29, 400, 31),
         (150, 515, 130),
         (300, 128, 145),
+        // Blocks.
+        (1, 32, 32),
+        (37, 96, 160),
+        (37, 96, 160),
+        (850, 64, 32),
     ];
     for level in Level::available() {
         with_level(level, || {
@@ -173,22 +180,19 @@ fn packed_products_meet_the_oracle_at_every_level() {
                     .map(|(i, c)| by_columns.t().row(c)[i])
                     .collect();
                 for b in [by_columns, MatRef::row_major(&turned, k, n)] {
-                    let packed = Packed::new(b, memory.take());
-                    for parallelism in [Parallelism::One, Parallelism::Pool] {
-                        let mut out = vec![f32::NAN; m * n];
-                        gemm_packed(Target::row_major(&mut out, m, n), false, a, &packed, parallelism);
-                        check(&out, &[], (m, k, n), a, by_columns);
-                        out.copy_from_slice(&start);
-                        gemm_packed(Target::row_major(&mut out, m, n), true, a, &packed, parallelism);
-                        check(&out, &start, (m, k, n), a, by_columns);
-                        let (mut ended, bias) = (vec![f32::NAN; m * n], uniform(11, n));
-                        let to =
-                            Target::row_major(&mut ended, m, n).ending(Some(&bias), Activation::Relu, None);
-                        gemm_packed(to, false, a, &packed, parallelism);
-                        gemm_packed(Target::row_major(&mut out, m, n), false, a, &packed, parallelism);
-                        let sums = out.iter().enumerate().map(|(at, sum)| (sum + bias[at % n]).max(0.0));
-                        assert!(ended.into_iter().eq(sums), "{m}x{k}x{n} with bias and ReLU at {level:?}");
-                    }
+                    let packed = Packed::new(b, m, memory.take());
+                    let mut out = vec![f32::NAN; m * n];
+                    gemm_packed(Target::row_major(&mut out, m, n), false, a, &packed);
+                    check(&out, &[], (m, k, n), a, by_columns);
+                    out.copy_from_slice(&start);
+                    gemm_packed(Target::row_major(&mut out, m, n), true, a, &packed);
+                    check(&out, &start, (m, k, n), a, by_columns);
+                    let (mut ended, bias) = (vec![f32::NAN; m * n], uniform(11, n));
+                    let to = Target::row_major(&mut ended, m, n).ending(Some(&bias), Activation::Relu, None);
+                    gemm_packed(to, false, a, &packed);
+                    gemm_packed(Target::row_major(&mut out, m, n), false, a, &packed);
+                    let sums = out.iter().enumerate().map(|(at, sum)| (sum + bias[at % n]).max(0.0));
+                    assert!(ended.into_iter().eq(sums), "{m}x{k}x{n} with bias and ReLU at {level:?}");
                     memory = Some(packed);
                 }
             }
@@ -198,30 +202,31 @@ fn packed_products_meet_the_oracle_at_every_level() {
 
 #[test]
 fn a_row_has_the_same_bits_among_others_as_alone() {
-    let (m, k, n) = (45, 1100, 29);
-    let (a, b) = (uniform(11, m * k), uniform(12, k * n));
-    let b = MatRef::row_major(&b, n, k).t();
-    let product = |first: usize, rows: usize, packed: Option<&Packed>| {
-        let mut out = vec![f32::NAN; rows * n];
-        let a = MatRef::row_major(&a, m, k).rows_at(first, rows);
-        let view = MatMut::row_major(&mut out, rows, n);
-        match packed {
-            Some(packed) => gemm_packed(Target::new(view), false, a, packed, Parallelism::One),
-            None => gemm(view, false, a, b, Parallelism::One),
-        }
-        out
-    };
-    for level in Level::available() {
-        with_level(level, || {
-            let packed = Packed::new(b, None);
-            for packed in [None, Some(&packed)] {
-                let all = product(0, m, packed);
-                for row in 0..m {
-                    let alone = product(row, 1, packed);
-                    let same = alone.iter().zip(&all[row * n..]).all(|(a, b)| a.to_bits() == b.to_bits());
-                    assert!(same, "row {row} at {level:?}, packed {}", packed.is_some());
-                }
+    for (m, k, n) in [(45, 1100, 29), (45, 1120, 32)] {
+        let (a, b) = (uniform(11, m * k), uniform(12, k * n));
+        let b = MatRef::row_major(&b, n, k).t();
+        let product = |first: usize, rows: usize, packed: Option<&Packed>| {
+            let mut out = vec![f32::NAN; rows * n];
+            let a = MatRef::row_major(&a, m, k).rows_at(first, rows);
+            let view = MatMut::row_major(&mut out, rows, n);
+            match packed {
+                Some(packed) => gemm_packed(Target::new(view), false, a, packed),
+                None => gemm(view, false, a, b, Parallelism::One),
             }
-        });
+            out
+        };
+        for level in Level::available() {
+            with_level(level, || {
+                let packed = Packed::new(b, m, None);
+                for packed in [None, Some(&packed)] {
+                    let all = product(0, m, packed);
+                    for row in 0..m {
+                        let alone = product(row, 1, packed);
+                        let same = alone.iter().zip(&all[row * n..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "row {row} at {level:?}, packed {}", packed.is_some());
+                    }
+                }
+            });
+        }
     }
 }

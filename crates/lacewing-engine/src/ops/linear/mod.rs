@@ -7,10 +7,10 @@ use super::matmul::{Operand, product, product_with_bias};
 use crate::{Cx, EngineError, Kept, Result, Tensor, Var};
 pub use filled::FilledWeight;
 use lacewing_cpu::finish::Target;
-use lacewing_cpu::gemm::{MatRef, Packed, Parallelism, gemm_packed};
+use lacewing_cpu::gemm::{MatRef, Packed, gemm_packed};
 use std::convert::Infallible;
 
-/// A weight in the order that the CPU's products of some rows read it, packed by the first of them: of a layer, whose
+/// A weight in the order that the CPU's products of some rows read it, packed by and for the first of them: of a layer, whose
 /// weight comes again and again. It takes as much memory as the weight.
 #[derive(Debug, Default)]
 pub struct PackedWeight(Kept<Packed>);
@@ -21,9 +21,9 @@ impl PackedWeight {
         let (rows, n_in, n_out) = (x.rows(), w.cols(), w.rows());
         let (x, read) = (x.read(), w.read());
         let Ok(packed) = self.0.of(&[w], |memory| {
-            Ok::<_, Infallible>(Packed::new(MatRef::row_major(&read, n_out, n_in).t(), memory))
+            Ok::<_, Infallible>(Packed::new(MatRef::row_major(&read, n_out, n_in).t(), rows, memory))
         });
-        gemm_packed(y, false, MatRef::row_major(&x, rows, n_in), &packed, Parallelism::Pool);
+        gemm_packed(y, false, MatRef::row_major(&x, rows, n_in), &packed);
     }
 }
 
