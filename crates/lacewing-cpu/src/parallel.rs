@@ -73,16 +73,29 @@ const LOOKS: usize = 500;
 /// Runs `f` on every task by the threads of the current pool, of which the calling thread stands for one: it starts at
 /// once while another wakes, and whoever is free takes the next task. For work of some ten microseconds, to which a
 /// parallel call from a thread outside the pool would add two wake-ups; a single task wakes nobody.
+///
+/// Each thread has a stretch of the tasks that it begins with, the same in every call, and goes on with what others have
+/// left: what a task reads of a weight is still in its core's cache when the next product comes.
 pub fn share<T: Send>(tasks: Vec<T>, f: impl Fn(T) + Sync) {
-    let helpers = rayon::current_num_threads().min(tasks.len()).saturating_sub(1);
+    let threads = rayon::current_num_threads().min(tasks.len());
+    let helpers = threads.saturating_sub(1);
     if helpers == 0 {
         return tasks.into_iter().for_each(f);
     }
-    let (tasks, busy) = (Mutex::new(tasks.into_iter()), AtomicUsize::new(helpers));
-    let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let (each, longer) = (tasks.len() / threads, tasks.len() % threads);
+    let mut tasks = tasks.into_iter();
+    let stretch = |thread| {
+        Mutex::new(tasks.by_ref().take(each + usize::from(thread < longer)).collect::<Vec<_>>().into_iter())
+    };
+    let stretches: Vec<_> = (0..threads).map(stretch).collect();
+    let busy = AtomicUsize::new(helpers);
     let work = || {
-        while let Some(task) = next() {
-            f(task);
+        let own = rayon::current_thread_index().unwrap_or(0);
+        for at in own..own + threads {
+            let next = || stretches[at % threads].lock().unwrap_or_else(PoisonError::into_inner).next();
+            while let Some(task) = next() {
+                f(task);
+            }
         }
     };
     rayon::in_place_scope(|scope| {
