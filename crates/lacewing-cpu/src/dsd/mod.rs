@@ -164,7 +164,8 @@ pub struct Kernel {
     forward: fn(&Blocks, &[f32], &[f32], Target<'_>, bool),
     input_gradient: fn(&Blocks, &[f32], &[f32], Target<'_>, bool),
     weight_gradient: fn(&Blocks, &[f32], &[f32], &mut [f32]),
-    packing: Option<Packing>,
+    /// The orders of its own that it has for values, best first.
+    packings: &'static [Packing],
 }
 
 /// How a kernel multiplies by values in an order of its own.
@@ -179,9 +180,12 @@ struct Packing {
     forward: fn(&Blocks, &[f32], &[f32], Target<'_>, bool),
 }
 
-/// A weight's values in the order that one kernel's forward product reads them: for products that share them.
+/// A weight's values in an order that one kernel's forward product reads them in: for products that share them.
 #[derive(Debug)]
-pub struct Packed(Aligned);
+pub struct Packed {
+    packing: usize,
+    values: Aligned,
+}
 
 /// Every kernel, best first; the last takes anything.
 pub static KERNELS: &[Kernel] = &[elements::KERNEL, small::KERNEL, panels::KERNEL, reference::KERNEL];
@@ -213,28 +217,40 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether packed values make forward products of `rows` rows faster, if they are `kept` for many products or
-    /// packed for one.
-    pub fn packs(&self, blocks: &Blocks, rows: usize, kept: bool) -> bool {
-        let pays = |packing: &Packing| (packing.pays)(blocks, rows, kept);
-        !blocks.positions.is_empty() && self.packing.as_ref().is_some_and(pays)
+    /// Orders of its own that this kernel has for values, of which [`Kernel::packing`] names one.
+    pub fn packings(&self) -> usize {
+        self.packings.len()
     }
 
-    /// Packs `values` for [`Kernel::forward_packed`], into the `memory` of those packed before if given. A kernel
-    /// that has no order of its own copies them.
+    /// The order in which packed values make forward products of `rows` rows faster, if any does, where the values are
+    /// `kept` for many products or packed for one.
+    pub fn packing(&self, blocks: &Blocks, rows: usize, kept: bool) -> Option<usize> {
+        let pays = |packing: &Packing| (packing.pays)(blocks, rows, kept);
+        self.packings.iter().position(pays).filter(|_| !blocks.positions.is_empty())
+    }
+
+    /// Packs `values` in one of this kernel's orders for [`Kernel::forward_packed`], into the `memory` of those packed
+    /// before if given.
     ///
     /// # Errors
     ///
     /// [`DsdError::Len`] where the values are not as many as the blocks'.
-    pub fn pack(&self, blocks: &Blocks, values: &[f32], memory: Option<Packed>) -> Result<Packed, DsdError> {
+    ///
+    /// # Panics
+    ///
+    /// Where `packing` is not below [`Kernel::packings`].
+    pub fn pack(
+        &self,
+        blocks: &Blocks,
+        packing: usize,
+        values: &[f32],
+        memory: Option<Packed>,
+    ) -> Result<Packed, DsdError> {
         blocks.rows(values.len(), ("x", 0), ("y", 0))?;
-        let Packed(mut packed) = memory.unwrap_or(Packed(Aligned::default()));
-        let to = packed.resize(self.packing.as_ref().map_or(values.len(), |packing| (packing.len)(blocks)));
-        match &self.packing {
-            Some(packing) => (packing.pack)(blocks, values, to),
-            None => to.copy_from_slice(values),
-        }
-        Ok(Packed(packed))
+        let mut packed = memory.map_or_else(Aligned::default, |packed| packed.values);
+        let Packing { len, pack, .. } = self.packings[packing];
+        pack(blocks, values, packed.resize(len(blocks)));
+        Ok(Packed { packing, values: packed })
     }
 
     /// [`Kernel::forward`] with values that [`Kernel::pack`] of this kernel has packed for these blocks.
@@ -245,20 +261,17 @@ impl Kernel {
     pub fn forward_packed(
         &self,
         blocks: &Blocks,
-        Packed(packed): &Packed,
+        packed: &Packed,
         x: &[f32],
         y: Target<'_>,
         accumulate: bool,
     ) -> Result<(), DsdError> {
-        let (values, nnz) = (packed.get(), blocks.nnz_values());
-        let (expected, forward) = match &self.packing {
-            Some(packing) => ((packing.len)(blocks), packing.forward),
-            None => (nnz, self.forward),
-        };
+        let Packing { len, forward, .. } = self.packings[packed.packing];
+        let (values, expected) = (packed.values.get(), len(blocks));
         if values.len() != expected {
             return Err(DsdError::Len { operand: "packed values", expected, got: values.len() });
         }
-        if blocks.rows_of_product(nnz, x.len(), &y)? > 0 {
+        if blocks.rows_of_product(blocks.nnz_values(), x.len(), &y)? > 0 {
             forward(blocks, values, x, y, accumulate);
         }
         Ok(())

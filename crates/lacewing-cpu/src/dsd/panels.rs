@@ -20,12 +20,12 @@ pub(super) const KERNEL: Kernel = Kernel {
     forward: dots::forward,
     input_gradient,
     weight_gradient: outer::weight_gradient,
-    packing: Some(Packing {
+    packings: &[Packing {
         pays: |_, rows, _| rows > 1,
         len: Blocks::nnz_values,
         pack: turn,
         forward: forward_turned,
-    }),
+    }],
 };
 
 /// Rows of one task: with a few thousand columns they fit the second cache.

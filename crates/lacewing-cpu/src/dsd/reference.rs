@@ -36,7 +36,7 @@ pub(super) const KERNEL: Kernel = Kernel {
             }
         });
     },
-    packing: None,
+    packings: &[],
 };
 
 impl Blocks {

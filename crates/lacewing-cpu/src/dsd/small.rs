@@ -19,5 +19,5 @@ pub(super) const KERNEL: Kernel = Kernel {
         elements::product(Side::columns(blocks), values, (dy, blocks.n_out), dx, accumulate);
     },
     weight_gradient: elements::block_weight_gradient,
-    packing: None,
+    packings: &[],
 };

@@ -282,13 +282,13 @@ fn values_picked_by_windows_meet_the_oracle() {
     // Several bands.
     meets_the_oracle(&regular(48, 64, (2, 8)), &[270]);
     let n_m = regular(64, 256, (1, 8));
-    let packs = |blocks: &Blocks, rows, kept| select(blocks).packs(blocks, rows, kept);
+    let picked = |blocks: &Blocks, rows, kept| select(blocks).packing(blocks, rows, kept) == Some(0);
     with_level(Level::available()[0], || {
         let fast = Level::current() == Level::Avx512;
-        assert_eq!([1, 8, 16, 32, 33].map(|rows| packs(&n_m, rows, true)), [fast, fast, fast, fast, false]);
-        assert!(!packs(&n_m, 8, false), "for one product");
+        assert_eq!([1, 8, 16, 17].map(|rows| picked(&n_m, rows, true)), [fast, fast, fast, false]);
+        assert!(!picked(&n_m, 8, false), "for one product");
         let one_each = (0..64).map(|o| (o, o * 37 % 256)).collect();
-        assert!(!packs(&Blocks::new((1, 1), (64, 256), one_each).unwrap(), 8, true), "mostly zeros");
+        assert!(!picked(&Blocks::new((1, 1), (64, 256), one_each).unwrap(), 8, true), "mostly zeros");
     });
 }
 
@@ -304,7 +304,7 @@ fn an_input_without_values_is_not_multiplied() {
                 let (mut y, mut y_packed) = (vec![0.0; rows * 20], vec![0.0; rows * 20]);
                 with_level(level, || {
                     kernel.forward(&blocks, &values, &x, plain(&mut y, &blocks), false).unwrap();
-                    let packed = kernel.pack(&blocks, &values, None).unwrap();
+                    let packed = kernel.pack(&blocks, 0, &values, None).unwrap();
                     let y = plain(&mut y_packed, &blocks);
                     kernel.forward_packed(&blocks, &packed, &x, y, false).unwrap();
                 });
@@ -378,20 +378,23 @@ fn meets_the_oracle(blocks: &Blocks, all_rows: &[usize]) {
                 y.copy_from_slice(&y0);
                 kernel.forward(blocks, &values, &x, plain(&mut y, blocks), true).unwrap();
                 y_more.check(&y, n_in, &what);
-                let packed = kernel.pack(blocks, &values, None).unwrap();
-                let packed = kernel.pack(blocks, &values, Some(packed)).unwrap();
-                y.fill(f32::NAN);
-                kernel.forward_packed(blocks, &packed, &x, plain(&mut y, blocks), false).unwrap();
-                y_sum.check(&y, n_in, &what);
-                y.copy_from_slice(&y0);
-                kernel.forward_packed(blocks, &packed, &x, plain(&mut y, blocks), true).unwrap();
-                y_more.check(&y, n_in, &what);
                 for finished in &finished {
                     finished.check(blocks, &what, |y, accumulate| {
                         kernel.forward(blocks, &values, &x, y, accumulate).unwrap();
                     });
-                    if kernel.packing.is_some() {
-                        finished.check(blocks, &format!("{what}, packed"), |y, accumulate| {
+                }
+                for packing in 0..kernel.packings() {
+                    let what = format!("{what}, packing {packing}");
+                    let packed = kernel.pack(blocks, packing, &values, None).unwrap();
+                    let packed = kernel.pack(blocks, packing, &values, Some(packed)).unwrap();
+                    y.fill(f32::NAN);
+                    kernel.forward_packed(blocks, &packed, &x, plain(&mut y, blocks), false).unwrap();
+                    y_sum.check(&y, n_in, &what);
+                    y.copy_from_slice(&y0);
+                    kernel.forward_packed(blocks, &packed, &x, plain(&mut y, blocks), true).unwrap();
+                    y_more.check(&y, n_in, &what);
+                    for finished in &finished {
+                        finished.check(blocks, &what, |y, accumulate| {
                             kernel.forward_packed(blocks, &packed, &x, y, accumulate).unwrap();
                         });
                     }

@@ -40,7 +40,11 @@ pub(super) const KERNEL: Kernel = Kernel {
             gradient::weight_gradient(places, (dy, blocks.n_out), (x, blocks.n_in), dvalues);
         }
     },
-    packing: Some(Packing { pays: picks::pays, len: picks::len, pack: picks::pack, forward: picks::forward }),
+    packings: &[
+        Packing { pays: picks::pays, len: picks::len, pack: picks::pack, forward: picks::forward },
+        InOrder::<true>::PACKING,
+        InOrder::<false>::PACKING,
+    ],
 };
 
 /// Outputs of a chunk.
@@ -52,8 +56,10 @@ const REGISTERS: usize = 4;
 const NEAR: usize = 192;
 /// Values that an output has in such a run at least, or what a run costs besides is too much.
 const NEAR_VALUES: usize = 7;
-/// Inputs of a run whose packed rows are to lie in the second cache.
+/// Inputs of a run whose packed rows are to lie in the second cache, or in the first if they are few.
 const FAR: usize = 1024;
+/// The same where outputs have so many values in the half of it.
+const HALF_VALUES: usize = 48;
 /// Outputs and inputs of a block, at least, for its values to be held together.
 const TOGETHER: usize = 4;
 /// Inputs of a run of blocks: 32 rows of them are two thirds of the first cache.
@@ -71,6 +77,42 @@ const TASK_CHUNKS: usize = 8;
 const STRIP: usize = 128;
 /// Values that one task reorders.
 const VALUES: usize = 32 * 1024;
+
+/// Values kept in the order in which tiles meet them, in short runs or in long ones: what is read one after the other comes from
+/// memory in time.
+struct InOrder<const SHORT: bool>;
+
+impl<const SHORT: bool> InOrder<SHORT> {
+    const PACKING: Packing =
+        Packing { pays: Self::pays, len: Self::len, pack: Self::pack, forward: Self::forward };
+
+    fn places(blocks: &Blocks) -> &Places {
+        Side::rows(blocks).singles(blocks.n_in, SHORT)
+    }
+
+    /// Packing takes as long as a product of some hundred rows, so only where values are `kept`.
+    fn pays(blocks: &Blocks, rows: usize, kept: bool) -> bool {
+        let registers = registers(rows, Level::current().lanes(), REGISTERS);
+        kept && rows > one_row::MOST_ROWS && Side::rows(blocks).near(blocks.n_in, registers) == SHORT
+    }
+
+    fn len(blocks: &Blocks) -> usize {
+        blocks.nnz_values()
+    }
+
+    fn pack(blocks: &Blocks, values: &[f32], to: &mut [f32]) {
+        Self::places(blocks).pack(values, to);
+    }
+
+    fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: Target<'_>, accumulate: bool) {
+        if values.is_empty() {
+            return without_values(y, accumulate);
+        }
+        let places = Self::places(blocks);
+        let tasks = Tasks::new(Level::current(), Size::SINGLE, places, values, accumulate).ordered();
+        within_pool(|| tasks.run((x, blocks.n_in), y));
+    }
+}
 
 /// The orders of a pattern's values, made when first asked for.
 #[derive(Debug, Clone, Default)]
@@ -164,19 +206,39 @@ impl<'a> Side<'a> {
 
     /// Single values in runs for the second cache.
     fn far(self, n_in: usize) -> &'a Places {
-        self.orders.far.get_or_init(|| Places::new(self.order, n_in, FAR, CHUNK))
+        self.singles(n_in, false)
+    }
+
+    /// Single values in runs for the first cache or the second.
+    fn singles(self, n_in: usize, near: bool) -> &'a Places {
+        let places = if near { &self.orders.near } else { &self.orders.far };
+        places.get_or_init(|| {
+            let width = match near {
+                true => NEAR,
+                false if self.have(HALF_VALUES, FAR / 2, n_in) => FAR / 2,
+                false => FAR,
+            };
+            Places::new(self.order, n_in, width, CHUNK)
+        })
+    }
+
+    /// Whether single values go in runs for the first cache, by tiles of so many registers.
+    fn near(self, n_in: usize, registers: usize) -> bool {
+        registers == REGISTERS && self.have(NEAR_VALUES, NEAR, n_in)
+    }
+
+    /// Whether outputs have so many values in a run of `width` inputs, on average.
+    fn have(self, values: usize, width: usize, n_in: usize) -> bool {
+        let outputs = self.order.starts.len() - 1;
+        self.order.inputs.len() * width >= values * outputs * n_in
     }
 
     /// In the runs that are best for tiles of so many registers.
     fn places(self, n_in: usize, registers: usize) -> &'a Places {
-        let outputs = self.order.starts.len() - 1;
         if self.size.single() {
-            let near = self.order.inputs.len() * NEAR >= NEAR_VALUES * outputs * n_in;
-            if near && registers == REGISTERS {
-                return self.orders.near.get_or_init(|| Places::new(self.order, n_in, NEAR, CHUNK));
-            }
-            return self.far(n_in);
+            return self.singles(n_in, self.near(n_in, registers));
         }
+        let outputs = self.order.starts.len() - 1;
         let fewest = BLOCK_VALUES * self.size.outputs;
         let new = |run: usize| {
             let run = (run / self.size.inputs).max(1);
@@ -190,21 +252,24 @@ impl<'a> Side<'a> {
     }
 }
 
+/// The product with a weight that has no values.
+fn without_values(mut y: Target<'_>, accumulate: bool) {
+    if !accumulate {
+        y.sums().fill(0.0);
+    }
+    y.finish_in_parallel(Level::current());
+}
+
 /// `y (+)= x Wᵀ` for the blocks of one side.
 pub(super) fn product(
     side: Side<'_>,
     values: &[f32],
     (x, n_in): (&[f32], usize),
-    mut y: Target<'_>,
+    y: Target<'_>,
     accumulate: bool,
 ) {
-    // Once, since what is packed is as wide as the registers that will read it.
-    let level = Level::current();
     if values.is_empty() {
-        if !accumulate {
-            y.sums().fill(0.0);
-        }
-        return y.finish_in_parallel(level);
+        return without_values(y, accumulate);
     }
     let rows = y.rows();
     if rows <= one_row::MOST_ROWS && side.size.single() {
@@ -213,19 +278,16 @@ pub(super) fn product(
             one_row::product(side.order, values, (x, n_in), y, accumulate);
         });
     }
+    // Once, since what is packed is as wide as the registers that will read it.
+    let level = Level::current();
     let lanes = level.lanes();
-    let most = side.size.registers(lanes);
-    let places = side.places(n_in, registers(rows, lanes, most));
+    let places = side.places(n_in, registers(rows, lanes, side.size.registers(lanes)));
     within_pool(|| {
         let moved = if side.size.single() { places.slots() } else { None };
         scratch(moved.map_or(0, <[u32]>::len), |memory| {
             let values = in_order(moved, values, memory);
-            let tasks = Tasks { level, lanes, most, size: side.size, places, values, accumulate };
-            if rows.div_ceil(most * lanes) >= TASKS {
-                tasks.by_bands((x, n_in), y);
-            } else {
-                tasks.by_outputs((x, n_in), y);
-            }
+            let tasks = Tasks::new(level, side.size, places, values, accumulate);
+            if moved.is_some() { tasks.ordered() } else { tasks }.run((x, n_in), y);
         });
     });
 }
@@ -244,10 +306,30 @@ struct Tasks<'a> {
     size: Size,
     places: &'a Places,
     values: &'a [f32],
+    /// Whether single values lie in the order of the places.
+    in_order: bool,
     accumulate: bool,
 }
 
-impl Tasks<'_> {
+impl<'a> Tasks<'a> {
+    fn new(level: Level, size: Size, places: &'a Places, values: &'a [f32], accumulate: bool) -> Self {
+        let lanes = level.lanes();
+        Self { level, lanes, most: size.registers(lanes), size, places, values, in_order: false, accumulate }
+    }
+
+    /// Single values that lie in the order of the places.
+    fn ordered(self) -> Self {
+        Self { in_order: true, ..self }
+    }
+
+    fn run(&self, x: (&[f32], usize), y: Target<'_>) {
+        if y.rows().div_ceil(self.most * self.lanes) >= TASKS {
+            self.by_bands(x, y);
+        } else {
+            self.by_outputs(x, y);
+        }
+    }
+
     /// A task for each band of rows.
     fn by_bands(&self, (x, n_in): (&[f32], usize), y: Target<'_>) {
         let band = self.most * self.lanes;
@@ -295,12 +377,12 @@ impl Tasks<'_> {
 
     /// The chunks from `first` on that `y` has the outputs of, for one tile.
     fn chunks(&self, x: &[f32], width: usize, first: usize, y: Target<'_>) {
-        let &Self { level, lanes, size, places, values, accumulate, .. } = self;
+        let &Self { level, lanes, size, places, values, in_order, accumulate, .. } = self;
         scratch(self.outputs() * width, |sums| {
             for (chunk, mut target) in (first..).zip(y.strips(self.outputs())) {
                 let y = target.sums();
                 if size.single() {
-                    level.run(Tile { places, values, x, width, chunk, y, accumulate, sums });
+                    level.run(Tile { places, values, in_order, x, width, chunk, y, accumulate, sums });
                 } else {
                     let tile = BlockTile { places, values, size, x, width, chunk, y, accumulate, sums };
                     tile.run(level, lanes);

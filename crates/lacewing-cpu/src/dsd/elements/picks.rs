@@ -18,7 +18,9 @@ const RUN: usize = 32;
 /// Groups of one task at most: their values in a run, a quarter of them stored, are a third of the second cache.
 const TASK_GROUPS: usize = 16;
 /// Rows up to which this is the fastest way for any pattern.
-const MOST_ROWS: usize = 32;
+const MOST_ROWS: usize = 16;
+/// Values up to which it is for more than eight rows: every eight read them once more.
+const FEW_VALUES: usize = 768 * 1024;
 /// Rows of one task at most.
 const BAND: usize = 128;
 /// Tasks at least, where there is enough to cut.
@@ -141,7 +143,7 @@ pub(super) fn pays(blocks: &Blocks, rows: usize, kept: bool) -> bool {
         // Of more values than every third, two bits each say as much as a byte here.
         1 => padded <= 2.3 && 3 * nnz <= blocks.n_in * blocks.n_out,
         2..=8 => padded <= 3.2,
-        _ => padded <= 1.1,
+        _ => padded <= 1.1 && nnz <= FEW_VALUES,
     }
 }
 

@@ -4,6 +4,7 @@
 //! they have in the run: the number of steps of the innermost loop then hardly ever changes, and a CPU foresees its end.
 
 use super::super::order::Order;
+use crate::parallel::share;
 use std::ops::Range;
 
 /// The values of one output in one run of inputs.
@@ -88,9 +89,29 @@ impl Places {
         (&self.places[first * self.runs + run * len..][..len], &self.inputs[inputs])
     }
 
-    /// The values of a chunk, as they are stored.
+    /// The values of a chunk, in this order or as they are stored.
     pub(super) fn values(&self, chunk: usize) -> Range<usize> {
         self.starts[chunk * self.runs] as usize..self.starts[(chunk + 1) * self.runs] as usize
+    }
+
+    /// Puts `values`, stored by their outputs, in this order, by all threads.
+    pub(super) fn pack(&self, values: &[f32], to: &mut [f32]) {
+        let mut tasks = Vec::new();
+        let mut rest = to;
+        for chunk in 0..self.outputs.div_ceil(self.chunk) {
+            let (own, others) = rest.split_at_mut(self.values(chunk).len());
+            tasks.push((chunk, own));
+            rest = others;
+        }
+        share(tasks, |(chunk, mut to)| {
+            for run in 0..self.runs {
+                for place in self.of(chunk, run).0 {
+                    let (own, others) = to.split_at_mut(usize::from(place.len));
+                    own.copy_from_slice(&values[place.start as usize..][..own.len()]);
+                    to = others;
+                }
+            }
+        });
     }
 
     /// The number of the value that place `at` of all refers to, of the last one where they end before.

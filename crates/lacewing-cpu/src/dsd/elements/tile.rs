@@ -4,15 +4,20 @@
 //! stay in registers for a run, and lie feature-major in between; they are turned on the way out.
 
 use super::places::{Place, Places};
-use crate::simd::{Isa, MatMut, Vectorize};
+use crate::simd::{Isa, MAX_LANES, MatMut, Vectorize};
 
-/// Places ahead whose values are asked for.
+/// Places ahead whose values are asked for, where they do not lie one after the other.
 const AHEAD: usize = 4;
+/// Values ahead that are asked for where they do, and inputs: a page of values, since the memory itself reads ahead of
+/// what is read one after the other, but to the end of a page only.
+const VALUES_AHEAD: usize = 512;
 
 /// `y (+)= x Wᵀ` for the rows of a tile and the outputs of a chunk.
 pub(super) struct Tile<'a> {
     pub(super) places: &'a Places,
     pub(super) values: &'a [f32],
+    /// Whether they lie in the order of the places.
+    pub(super) in_order: bool,
     /// `[inputs, width]`, packed.
     pub(super) x: &'a [f32],
     /// Rows that the tile has room for: one, two or four registers.
@@ -44,19 +49,33 @@ impl Tile<'_> {
     #[inline(always)]
     fn sweep<I: Isa, const V: usize, const U: usize>(&mut self, isa: I) {
         let width = V * I::LANES;
-        let runs = self.places.runs;
-        for run in 0..runs {
-            let x = &self.x[run * self.places.width * width..];
-            let (places, mut inputs) = self.places.of(self.chunk, run);
-            for (at, place) in places.iter().enumerate() {
-                if let Some(next) = places.get(at + AHEAD) {
-                    isa.prefetch(self.values, next.start as usize);
-                    isa.prefetch(self.values, next.start as usize + usize::from(next.len));
-                }
-                let &Place { start, len, output } = place;
-                let (own, others) = inputs.split_at(usize::from(len));
+        let (chunk, places) = (self.chunk, self.places);
+        let mut in_order = self.in_order.then(|| &self.values[places.values(chunk)]);
+        for run in 0..places.runs {
+            let x = &self.x[run * places.width * width..];
+            let (places, mut inputs) = places.of(chunk, run);
+            for (at, &Place { start, len, output }) in places.iter().enumerate() {
+                let len = usize::from(len);
+                let values = match &mut in_order {
+                    Some(rest) => {
+                        let (own, others) = rest.split_at(len);
+                        *rest = others;
+                        for line in (0..len).step_by(MAX_LANES) {
+                            isa.prefetch(own, VALUES_AHEAD + line);
+                        }
+                        own
+                    }
+                    None => {
+                        if let Some(next) = places.get(at + AHEAD) {
+                            for line in (0..usize::from(next.len) + MAX_LANES - 1).step_by(MAX_LANES) {
+                                isa.prefetch(self.values, next.start as usize + line);
+                            }
+                        }
+                        &self.values[start as usize..][..len]
+                    }
+                };
+                let (own, others) = inputs.split_at(len);
                 inputs = others;
-                let values = &self.values[start as usize..][..own.len()];
                 let sums = &mut self.sums[usize::from(output) * width..][..width];
                 add::<I, V, U>(isa, sums, run > 0, values, own, x);
             }

@@ -12,10 +12,10 @@ const CHECKED: &str = "operands were checked";
 pub(super) fn forward(index: &BlockIndex, values: &Tensor, x: &Tensor, y: Target<'_>, kept: bool) {
     let blocks = &index.0.blocks;
     let kernel = select(blocks);
-    if kernel.packs(blocks, x.rows(), kept) {
+    if let Some(packing) = kernel.packing(blocks, x.rows(), kept) {
         let read = values.read();
-        let pack = |memory| kernel.pack(blocks, &read, memory);
-        let packed = index.0.packed.of(&[values], pack).expect(CHECKED);
+        let pack = |memory| kernel.pack(blocks, packing, &read, memory);
+        let packed = index.0.packed[packing].of(&[values], pack).expect(CHECKED);
         kernel.forward_packed(blocks, &packed, &x.read(), y, false).expect(CHECKED);
         return;
     }

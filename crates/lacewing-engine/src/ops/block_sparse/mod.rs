@@ -7,7 +7,7 @@ mod cuda;
 use super::activation::{self, Activation};
 use super::linear::{check_bias, with_cols};
 use crate::{Cx, Device, EngineError, Kept, Result, Tensor, Var};
-use lacewing_cpu::dsd::{Blocks, Packed};
+use lacewing_cpu::dsd::{Blocks, Packed, select};
 use std::sync::Arc;
 
 /// Where the blocks of a pattern sit, on host and device. Cloning shares it.
@@ -22,8 +22,8 @@ struct Inner {
     blocks: Blocks,
     /// `[nnz, 2]` u32, as `positions`; on the host nothing.
     on_device: Tensor,
-    /// The values as products of many rows read them on the host.
-    packed: Kept<Packed>,
+    /// The values in each order that the host's kernel reads them in.
+    packed: Vec<Kept<Packed>>,
     /// The orders a GPU's kernels walk the blocks in.
     gpu: Option<cuda::Index>,
 }
@@ -52,7 +52,8 @@ impl BlockIndex {
             Device::Cpu => None,
             Device::Cuda(gpu) => Some(cuda::Index::new(gpu, (n_out, n_in), block, positions)?),
         };
-        Ok(Self(Arc::new(Inner { n_out, n_in, block, blocks, on_device, packed: Kept::default(), gpu })))
+        let packed = (0..select(&blocks).packings()).map(|_| Kept::default()).collect();
+        Ok(Self(Arc::new(Inner { n_out, n_in, block, blocks, on_device, packed, gpu })))
     }
 
     /// Rows of the matrix.
