@@ -29,6 +29,8 @@ const PICKS: usize = 16;
 const INPUTS_PER_VALUE: usize = 4;
 /// Values ahead that are asked for.
 const AHEAD: usize = 512;
+/// The same where several outputs are read side by side, whose values end the sooner.
+const AHEAD_IN_EACH: usize = 64;
 
 /// The inputs of an [`Order`]'s values, small.
 #[derive(Debug, Clone)]
@@ -246,7 +248,7 @@ impl Sums<'_> {
                     let x: [&[f32]; R] = std::array::from_fn(|r| &x[r][word * span..][..span]);
                     for n in 0..O {
                         let values = &values[n][word * PICKS..][..PICKS];
-                        isa.prefetch(values, AHEAD);
+                        isa.prefetch(values, AHEAD_IN_EACH);
                         pick::<I, R, N>(isa, &mut sums[n], values, &x, picks[n][word]);
                     }
                 }

@@ -281,6 +281,12 @@ fn values_picked_by_windows_meet_the_oracle() {
     }
     // Several bands.
     meets_the_oracle(&regular(48, 64, (2, 8)), &[270]);
+    // So many values that they are packed without gaps.
+    for (blocks, without) in [(scattered(1501, 2060, 3), true), (scattered(40, 100, 3), false)] {
+        let packed = select(&blocks).pack(&blocks, 0, &uniform(1, blocks.nnz_values()), None).unwrap();
+        assert_eq!(packed.values.get().len() == blocks.nnz_values(), without);
+    }
+    meets_the_oracle(&scattered(1501, 2060, 3), &[1, 6]);
     let n_m = regular(64, 256, (1, 8));
     let picked = |blocks: &Blocks, rows, kept| select(blocks).packing(blocks, rows, kept) == Some(0);
     with_level(Level::available()[0], || {

@@ -39,6 +39,16 @@ macro_rules! lanewise {
     )+};
 }
 
+impl Avx512 {
+    /// The first sixteen.
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8]) -> __m128i {
+        let from = from[..MAX_LANES].as_ptr();
+        // SAFETY: the slice above is 16 readable bytes; no alignment is asked for.
+        unsafe { _mm_loadu_si128(from.cast()) }
+    }
+}
+
 /// Moves within quarters of a register, for [`Isa::load_transposed`].
 impl Avx512 {
     lanewise! {
@@ -92,16 +102,18 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn pick(self, table: [__m512; 2], at: &[u8]) -> __m512 {
-        let at = at[..16].as_ptr();
-        // SAFETY: the slice above is 16 readable bytes.
-        let at = unsafe { _mm_loadu_si128(at.cast()) };
-        const { assert!(PICKED == 1 << 7) };
-        // SAFETY: `self` proves AVX-512 VL and BW; the mask is of the highest bits.
-        let picked = unsafe { _mm_movepi8_mask(at) };
+        let (picked, at) = (self.picked(at), self.load_bytes(at));
         // SAFETY: `self` proves AVX-512 F.
         let at = unsafe { _mm512_cvtepu8_epi32(at) };
         // SAFETY: as above; it takes the lowest five bits of an index.
         unsafe { _mm512_maskz_permutex2var_ps(picked, table[0], at, table[1]) }
+    }
+
+    #[inline(always)]
+    fn picked(self, at: &[u8]) -> u16 {
+        const { assert!(PICKED == 1 << 7) };
+        // SAFETY: `self` proves AVX-512 VL and BW; the mask is of the highest bits.
+        unsafe { _mm_movepi8_mask(self.load_bytes(at)) }
     }
 
     lanewise! {

@@ -70,6 +70,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Element `i % WINDOW` of the table where `at` has [`PICKED`]` + i`, for its first `LANES`; zero where it has less.
     /// Panics if there are fewer.
     fn pick(self, table: Self::Table<'_>, at: &[u8]) -> Self::V;
+    /// Whether [`Isa::pick`] picks an element for a lane, a bit each. Panics if `at` has fewer than `LANES`.
+    #[inline(always)]
+    fn picked(self, at: &[u8]) -> u16 {
+        let at = at[..Self::LANES].iter().rev();
+        at.fold(0, |bits, &at| bits << 1 | u16::from(at >= PICKED))
+    }
 
     /// `a` in every lane.
     fn splat(self, a: f32) -> Self::V;

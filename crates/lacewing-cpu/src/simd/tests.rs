@@ -142,6 +142,22 @@ impl Check {
             (0..I::LANES).map(|i| table[i / 4]).collect::<Vec<_>>(),
             "splat_quads at {level:?}"
         );
+        let window = isa.table(table[..WINDOW].first_chunk().expect("a window"));
+        for shift in [0, 3, 8] {
+            let picks = |i: usize| !(i + shift).is_multiple_of(3);
+            let at: [u8; MAX_LANES] = std::array::from_fn(|i| {
+                if picks(i) { PICKED + (i * 7 % WINDOW) as u8 } else { (i * 7 % WINDOW) as u8 }
+            });
+            let picked = lanes(isa.pick(window, &at));
+            for i in 0..I::LANES {
+                assert_eq!(isa.picked(&at) >> i & 1 == 1, picks(i), "picked at {level:?}");
+                assert_eq!(
+                    picked[i],
+                    if picks(i) { table[i * 7 % WINDOW] } else { 0.0 },
+                    "pick at {level:?}"
+                );
+            }
+        }
         for picks in [0, u32::MAX, 0x1b2d_8e4f, 0x9c63_27d8] {
             let pick = |i: usize| (picks >> (2 * i) & 3) as usize;
             let one = lanes(isa.pick_of_four::<1>(&table[..4 * I::LANES], picks));
@@ -168,6 +184,8 @@ impl Vectorize for Beyond {
             3 => _ = isa.splat_quads(&[]),
             4 => _ = isa.pick_of_four::<1>(&[0.0; 15], 0),
             5 => _ = isa.repeat::<4>(&[0.0; 3]),
+            6 => _ = isa.picked(&[PICKED; 3]),
+            7 => _ = isa.pick(isa.table(&[0.0; WINDOW]), &[PICKED; 3]),
             _ => _ = isa.pick_of_four::<2>(&[0.0; 7], 0),
         }
     }
@@ -176,7 +194,7 @@ impl Vectorize for Beyond {
 #[test]
 fn what_is_beyond_a_slice_is_refused() {
     for level in Level::available() {
-        for what in 0..7 {
+        for what in 0..9 {
             let refused = std::panic::catch_unwind(|| level.run(Beyond(what))).is_err();
             assert!(refused, "{what} at {level:?}");
         }

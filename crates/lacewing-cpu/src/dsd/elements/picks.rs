@@ -2,7 +2,8 @@
 //! row's inputs, so that rows need not be packed nor outputs turned.
 //!
 //! Steps go through the values that the outputs of a group have in a window, one for each output. N:M patterns have
-//! equally many everywhere; otherwise nothing is picked for outputs that have fewer.
+//! equally many everywhere; otherwise nothing is picked for outputs that have fewer, and large weights are packed without
+//! the gaps.
 
 use super::super::Blocks;
 use crate::finish::Target;
@@ -27,8 +28,13 @@ const BAND: usize = 128;
 const TASKS: usize = 16;
 /// Values ahead that are asked for.
 const AHEAD: usize = 512;
-/// Steps that one task packs.
-const STEPS: usize = 2048;
+/// Values that one task packs.
+const VALUES: usize = 32 * 1024;
+/// Values with their gaps from which on they are packed without and spread: they come from memory, which is then what
+/// takes the time. From a cache values with gaps come faster than they are spread.
+const SPREAD: usize = 1 << 20;
+/// Values with their gaps for each four values, at least, for that.
+const GAPS: usize = 5;
 /// Where there is no value.
 const NONE: u32 = u32::MAX;
 
@@ -36,13 +42,24 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug, Clone)]
 pub(super) struct Picks {
     runs: usize,
-    /// Where the windows of each group's runs start, and their steps.
-    starts: Vec<(u32, u32)>,
+    /// Whether the values of a step lie one after the other and are spread to the outputs that have one.
+    spread: bool,
+    starts: Vec<Start>,
     windows: Vec<Window>,
     /// Of each step, which input of the window each output's value multiplies, for [`Isa::pick`].
     inputs: Vec<[u8; GROUP]>,
-    /// Of each step, the number of each output's value.
-    slots: Vec<[u32; GROUP]>,
+    /// The number of each value in the order in which they are packed: one for each output of a step, or [`NONE`],
+    /// unless they are spread.
+    slots: Vec<u32>,
+}
+
+/// Where a group's run starts.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    window: u32,
+    step: u32,
+    /// Of those that are packed.
+    value: u32,
 }
 
 /// Where the values of a group in one window are.
@@ -57,13 +74,15 @@ impl Picks {
     fn new(blocks: &Blocks) -> Self {
         let (n_out, n_in, order) = (blocks.n_out, blocks.n_in, &blocks.by_row);
         let (runs, mut steps) = (n_in.div_ceil(RUN * WINDOW).max(1), 0);
-        let mut all =
-            Self { runs, starts: Vec::new(), windows: Vec::new(), inputs: Vec::new(), slots: Vec::new() };
+        let with_gaps = steps_of(blocks) * GROUP;
+        let spread = with_gaps >= SPREAD && 4 * with_gaps >= GAPS * blocks.positions.len();
+        let (starts, windows, inputs, slots) = <_>::default();
+        let mut all = Self { runs, spread, starts, windows, inputs, slots };
         let mut next = order.starts[..n_out].to_vec();
         for group in (0..n_out).step_by(GROUP) {
             let outputs = group..n_out.min(group + GROUP);
             for run in 0..runs {
-                all.starts.push((all.windows.len() as u32, steps));
+                all.start(steps);
                 let mut windows = Vec::with_capacity(RUN);
                 for before in (run * RUN * WINDOW..n_in.min((run + 1) * RUN * WINDOW)).step_by(WINDOW) {
                     let ranges = outputs.clone().map(|o| {
@@ -95,13 +114,19 @@ impl Picks {
                             }
                         }
                         all.inputs.push(inputs);
-                        all.slots.push(slots);
+                        all.slots.extend(slots.iter().filter(|&&slot| slot != NONE || !spread));
                     }
                 }
             }
         }
-        all.starts.push((all.windows.len() as u32, steps));
+        all.start(steps);
         all
+    }
+
+    /// What comes now starts a run.
+    fn start(&mut self, step: u32) {
+        let value = self.slots.len() as u32;
+        self.starts.push(Start { window: self.windows.len() as u32, step, value });
     }
 }
 
@@ -111,7 +136,7 @@ fn order(blocks: &Blocks) -> &Picks {
 }
 
 /// The steps of all windows, counted: cheaper than the order, which patterns that do not pay never need.
-fn steps(blocks: &Blocks) -> usize {
+fn steps_of(blocks: &Blocks) -> usize {
     let count = || {
         let (order, mut steps) = (&blocks.by_row, 0);
         let windows = blocks.n_in.div_ceil(WINDOW);
@@ -138,7 +163,7 @@ pub(super) fn pays(blocks: &Blocks, rows: usize, kept: bool) -> bool {
     if !kept || rows > MOST_ROWS || Level::current() != Level::Avx512 {
         return false;
     }
-    let padded = (steps(blocks) * GROUP) as f64 / nnz.max(1) as f64;
+    let padded = (steps_of(blocks) * GROUP) as f64 / nnz.max(1) as f64;
     match rows {
         // Of more values than every third, two bits each say as much as a byte here.
         1 => padded <= 2.3 && 3 * nnz <= blocks.n_in * blocks.n_out,
@@ -149,14 +174,14 @@ pub(super) fn pays(blocks: &Blocks, rows: usize, kept: bool) -> bool {
 
 /// Elements that packed values take.
 pub(super) fn len(blocks: &Blocks) -> usize {
-    order(blocks).slots.len() * GROUP
+    order(blocks).slots.len()
 }
 
 /// Packs `values`.
 pub(super) fn pack(blocks: &Blocks, values: &[f32], to: &mut [f32]) {
     let slots = &order(blocks).slots;
-    share(to.chunks_mut(STEPS * GROUP).zip(slots.chunks(STEPS)).collect(), |(to, slots)| {
-        for (to, &slot) in to.iter_mut().zip(slots.as_flattened()) {
+    share(to.chunks_mut(VALUES).zip(slots.chunks(VALUES)).collect(), |(to, slots)| {
+        for (to, &slot) in to.iter_mut().zip(slots) {
             *to = values.get(slot as usize).copied().unwrap_or(0.0);
         }
     });
@@ -228,18 +253,19 @@ impl Product<'_> {
     #[inline(always)]
     fn tile<I: Isa, const R: usize>(&mut self, isa: I, run: usize, row: usize) -> usize {
         for (group, col) in (0..self.y.cols()).step_by(GROUP).enumerate() {
-            if col + GROUP <= self.y.cols() {
-                self.group::<I, R, false>(isa, run, row, group);
-            } else {
-                self.group::<I, R, true>(isa, run, row, group);
+            match (col + GROUP <= self.y.cols(), self.picks.spread) {
+                (true, false) => self.group::<I, R, false, false>(isa, run, row, group),
+                (true, true) => self.group::<I, R, false, true>(isa, run, row, group),
+                (false, false) => self.group::<I, R, true, false>(isa, run, row, group),
+                (false, true) => self.group::<I, R, true, true>(isa, run, row, group),
             }
         }
         R
     }
 
-    /// One group; with `TAIL` it has fewer outputs.
+    /// One group; with `TAIL` it has fewer outputs, with `SPREAD` values are spread.
     #[inline(always)]
-    fn group<I: Isa, const R: usize, const TAIL: bool>(
+    fn group<I: Isa, const R: usize, const TAIL: bool, const SPREAD: bool>(
         &mut self,
         isa: I,
         run: usize,
@@ -262,18 +288,18 @@ impl Product<'_> {
         }
         let picks = self.picks;
         let at = (self.first + group) * picks.runs + run;
-        let ((window, step), (last_window, last_step)) = (picks.starts[at], picks.starts[at + 1]);
-        let windows = &picks.windows[window as usize..last_window as usize];
-        let steps = step as usize..last_step as usize;
-        let (values, _) = self.packed[steps.start * GROUP..steps.end * GROUP].as_chunks::<GROUP>();
-        let mut all = values.iter().zip(&picks.inputs[steps]);
+        let (start, end) = (picks.starts[at], picks.starts[at + 1]);
+        let windows = &picks.windows[start.window as usize..end.window as usize];
+        let mut values = &self.packed[start.value as usize..end.value as usize];
+        let mut steps = picks.inputs[start.step as usize..end.step as usize].iter();
         for window in windows {
             let x = self.x.strips::<R, WINDOW>(row, window.first as usize);
             let tables: [I::Table<'_>; R] = std::array::from_fn(|r| isa.table(x[r]));
-            for (values, inputs) in all.by_ref().take(window.steps as usize) {
+            for inputs in steps.by_ref().take(window.steps as usize) {
                 isa.prefetch(values, AHEAD);
                 for p in 0..parts {
-                    let (w, inputs) = (isa.load(&values[p * I::LANES..]), &inputs[p * I::LANES..]);
+                    let inputs = &inputs[p * I::LANES..];
+                    let w = next::<I, SPREAD>(isa, &mut values, inputs);
                     for r in 0..R {
                         sums[r][p] = isa.mul_add(w, isa.pick(tables[r], inputs), sums[r][p]);
                     }
@@ -289,5 +315,20 @@ impl Product<'_> {
                 }
             }
         }
+    }
+}
+
+/// Takes the values of as many outputs as there are lanes, each in its lane: those that pick an input if they are `SPREAD`.
+#[inline(always)]
+fn next<I: Isa, const SPREAD: bool>(isa: I, values: &mut &[f32], inputs: &[u8]) -> I::V {
+    if SPREAD {
+        let mask = isa.picked(inputs);
+        let w = isa.expand(values, mask);
+        *values = &values[mask.count_ones() as usize..];
+        w
+    } else {
+        let w = isa.load(values);
+        *values = &values[I::LANES..];
+        w
     }
 }
