@@ -35,6 +35,8 @@ const VALUES: usize = 32 * 1024;
 const SPREAD: usize = 1 << 20;
 /// Values with their gaps for each four values, at least, for that.
 const GAPS: usize = 5;
+/// Values with their gaps that are likely to be in a core's cache or in the one that cores share.
+const CACHED: usize = 1 << 19;
 /// Where there is no value.
 const NONE: u32 = u32::MAX;
 
@@ -163,10 +165,14 @@ pub(super) fn pays(blocks: &Blocks, rows: usize, kept: bool) -> bool {
     if !kept || rows > MOST_ROWS || Level::current() != Level::Avx512 {
         return false;
     }
-    let padded = (steps_of(blocks) * GROUP) as f64 / nnz.max(1) as f64;
+    let with_gaps = steps_of(blocks) * GROUP;
+    let padded = with_gaps as f64 / nnz.max(1) as f64;
     match rows {
         // Of more values than every third, two bits each say as much as a byte here.
-        1 => padded <= 2.3 && 3 * nnz <= blocks.n_in * blocks.n_out,
+        1 if 3 * nnz > blocks.n_in * blocks.n_out => false,
+        // From a cache a step costs less than a gathered input, or a tile that so few rows do not fill.
+        1..=8 if with_gaps <= CACHED => padded <= 9.0,
+        1 => padded <= 2.3,
         2..=8 => padded <= 3.2,
         _ => padded <= 1.1 && nnz <= FEW_VALUES,
     }
