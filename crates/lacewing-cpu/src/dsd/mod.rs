@@ -266,13 +266,14 @@ impl Kernel {
         y: Target<'_>,
         accumulate: bool,
     ) -> Result<(), DsdError> {
-        let Packing { len, forward, .. } = self.packings[packed.packing];
-        let (values, expected) = (packed.values.get(), len(blocks));
-        if values.len() != expected {
+        let (values, nnz) = (packed.values.get(), blocks.nnz_values());
+        let packing = self.packings.get(packed.packing);
+        let expected = packing.map_or(nnz, |packing| (packing.len)(blocks));
+        let Some(packing) = packing.filter(|_| values.len() == expected) else {
             return Err(DsdError::Len { operand: "packed values", expected, got: values.len() });
-        }
-        if blocks.rows_of_product(blocks.nnz_values(), x.len(), &y)? > 0 {
-            forward(blocks, values, x, y, accumulate);
+        };
+        if blocks.rows_of_product(nnz, x.len(), &y)? > 0 {
+            (packing.forward)(blocks, values, x, y, accumulate);
         }
         Ok(())
     }

@@ -439,4 +439,9 @@ fn what_does_not_fit_is_named() {
     let narrow =
         select(&blocks).forward(&blocks, &[0.0; 16], &[0.0; 16], Target::row_major(&mut y, 4, 4), false);
     assert_eq!(narrow, Err(DsdError::Len { operand: "a row of y", expected: 8, got: 4 }));
+    let others = regular(16, 32, (1, 4));
+    let packed = select(&others).pack(&others, 2, &uniform(1, others.nnz_values()), None).unwrap();
+    let strange = select(&blocks).forward_packed(&blocks, &packed, &[0.0; 16], plain(&mut y, &blocks), false);
+    let got = others.nnz_values();
+    assert_eq!(strange, Err(DsdError::Len { operand: "packed values", expected: 16, got }));
 }

@@ -32,7 +32,7 @@ const AHEAD: usize = 512;
 const VALUES: usize = 32 * 1024;
 /// Values with their gaps from which on they are packed without and spread: they come from memory, which is then what
 /// takes the time. From a cache values with gaps come faster than they are spread.
-const SPREAD: usize = 1 << 20;
+const FROM_MEMORY: usize = 1 << 20;
 /// Values with their gaps for each four values, at least, for that.
 const GAPS: usize = 5;
 /// Values with their gaps that are likely to be in a core's cache or in the one that cores share.
@@ -77,7 +77,7 @@ impl Picks {
         let (n_out, n_in, order) = (blocks.n_out, blocks.n_in, &blocks.by_row);
         let (runs, mut steps) = (n_in.div_ceil(RUN * WINDOW).max(1), 0);
         let with_gaps = steps_of(blocks) * GROUP;
-        let spread = with_gaps >= SPREAD && 4 * with_gaps >= GAPS * blocks.positions.len();
+        let spread = with_gaps >= FROM_MEMORY && 4 * with_gaps >= GAPS * blocks.positions.len();
         let (starts, windows, inputs, slots) = <_>::default();
         let mut all = Self { runs, spread, starts, windows, inputs, slots };
         let mut next = order.starts[..n_out].to_vec();

@@ -8,8 +8,8 @@ use crate::simd::{Isa, MAX_LANES, MatMut, Vectorize};
 
 /// Places ahead whose values are asked for, where they do not lie one after the other.
 const AHEAD: usize = 4;
-/// Values ahead that are asked for where they do, and inputs: a page of values, since the memory itself reads ahead of
-/// what is read one after the other, but to the end of a page only.
+/// Values ahead that are asked for where they do: the memory itself reads ahead of what is read one after the other, but
+/// to the end of a page only.
 const VALUES_AHEAD: usize = 512;
 
 /// `y (+)= x Wᵀ` for the rows of a tile and the outputs of a chunk.
