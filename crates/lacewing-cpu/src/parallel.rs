@@ -77,10 +77,16 @@ const LOOKS: usize = 500;
 /// Each thread has a stretch of the tasks that it begins with, the same in every call, and goes on with what others have
 /// left: what a task reads of a weight is still in its core's cache when the next product comes.
 pub fn share<T: Send>(tasks: Vec<T>, f: impl Fn(T) + Sync) {
+    share_by_threads(tasks, |tasks| tasks.for_each(&f));
+}
+
+/// [`share`] for threads that prepare something of their own: `f` runs once on each thread, with the tasks that it takes
+/// one after the other. There may be none left for it.
+pub fn share_by_threads<T: Send>(tasks: Vec<T>, f: impl Fn(&mut dyn Iterator<Item = T>) + Sync) {
     let threads = rayon::current_num_threads().min(tasks.len());
     let helpers = threads.saturating_sub(1);
     if helpers == 0 {
-        return tasks.into_iter().for_each(f);
+        return f(&mut tasks.into_iter());
     }
     let (each, longer) = (tasks.len() / threads, tasks.len() % threads);
     let mut tasks = tasks.into_iter();
@@ -91,12 +97,8 @@ pub fn share<T: Send>(tasks: Vec<T>, f: impl Fn(T) + Sync) {
     let busy = AtomicUsize::new(helpers);
     let work = || {
         let own = rayon::current_thread_index().unwrap_or(0);
-        for at in own..own + threads {
-            let next = || stretches[at % threads].lock().unwrap_or_else(PoisonError::into_inner).next();
-            while let Some(task) = next() {
-                f(task);
-            }
-        }
+        let next = |at: usize| stretches[at % threads].lock().unwrap_or_else(PoisonError::into_inner).next();
+        f(&mut (own..own + threads).flat_map(|at| std::iter::from_fn(move || next(at))));
     };
     rayon::in_place_scope(|scope| {
         for _ in 0..helpers {

@@ -8,6 +8,7 @@ mod gradient;
 mod pack;
 mod picks;
 mod places;
+mod tasks;
 mod tile;
 
 use super::order::Order;
@@ -17,13 +18,11 @@ use crate::parallel::within_pool;
 use crate::scratch::scratch;
 use crate::simd::Level;
 pub(super) use block_gradient::weight_gradient as block_weight_gradient;
-use block_tile::BlockTile;
-use pack::Pack;
 use picks::Picks;
 use places::Places;
 use rayon::prelude::*;
 use std::sync::OnceLock;
-use tile::Tile;
+use tasks::{Tasks, registers};
 
 pub(super) const KERNEL: Kernel = Kernel {
     name: "dsd/elements",
@@ -69,12 +68,6 @@ const BLOCK_NEAR: usize = 256;
 const BLOCK_VALUES: usize = 5;
 /// Inputs of a run of blocks otherwise.
 const BLOCK_FAR: usize = 4096;
-/// Tasks at least, where there is enough to cut.
-const TASKS: usize = 16;
-/// Chunks of one at most.
-const TASK_CHUNKS: usize = 8;
-/// Inputs that one task packs.
-const STRIP: usize = 128;
 /// Values that one task reorders.
 const VALUES: usize = 32 * 1024;
 
@@ -290,107 +283,6 @@ pub(super) fn product(
             if moved.is_some() { tasks.ordered() } else { tasks }.run((x, n_in), y);
         });
     });
-}
-
-/// Registers that rows fill, as many as a tile may have.
-fn registers(rows: usize, lanes: usize, most: usize) -> usize {
-    rows.div_ceil(lanes).next_power_of_two().min(most)
-}
-
-/// What the tasks of a product share.
-struct Tasks<'a> {
-    level: Level,
-    lanes: usize,
-    /// Registers of rows that a tile has at most.
-    most: usize,
-    size: Size,
-    places: &'a Places,
-    values: &'a [f32],
-    /// Whether single values lie in the order of the places.
-    in_order: bool,
-    accumulate: bool,
-}
-
-impl<'a> Tasks<'a> {
-    fn new(level: Level, size: Size, places: &'a Places, values: &'a [f32], accumulate: bool) -> Self {
-        let lanes = level.lanes();
-        Self { level, lanes, most: size.registers(lanes), size, places, values, in_order: false, accumulate }
-    }
-
-    /// Single values that lie in the order of the places.
-    fn ordered(self) -> Self {
-        Self { in_order: true, ..self }
-    }
-
-    fn run(&self, x: (&[f32], usize), y: Target<'_>) {
-        if y.rows().div_ceil(self.most * self.lanes) >= TASKS {
-            self.by_bands(x, y);
-        } else {
-            self.by_outputs(x, y);
-        }
-    }
-
-    /// A task for each band of rows.
-    fn by_bands(&self, (x, n_in): (&[f32], usize), y: Target<'_>) {
-        let band = self.most * self.lanes;
-        let bands: Vec<Target<'_>> = y.bands(band).collect();
-        bands.into_par_iter().zip(x.par_chunks(band * n_in)).for_each(|(y, from)| {
-            let rows = y.rows();
-            let width = registers(rows, self.lanes, self.most) * self.lanes;
-            scratch(n_in * width, |to| {
-                self.level.run(Pack { to, from, stride: n_in, rows, width });
-                self.chunks(to, width, 0, y);
-            });
-        });
-    }
-
-    /// Few bands: each packed once for tasks that share its outputs.
-    fn by_outputs(&self, (x, n_in): (&[f32], usize), y: Target<'_>) {
-        let (band, rows, n_out) = (self.most * self.lanes, y.rows(), y.cols());
-        let (bands, all) = (rows.div_ceil(band), n_out.div_ceil(self.outputs()));
-        let chunks = all.div_ceil(TASKS.div_ceil(bands)).min(TASK_CHUNKS);
-        let height = |at: usize| band.min(rows - at * band);
-        let width = |at: usize| registers(height(at), self.lanes, self.most) * self.lanes;
-        scratch(bands * band * n_in, |packed| {
-            let mut strips = Vec::new();
-            for ((at, packed), x) in packed.chunks_mut(band * n_in).enumerate().zip(x.chunks(band * n_in)) {
-                let (rows, width) = (height(at), width(at));
-                for (strip, to) in packed[..n_in * width].chunks_mut(STRIP * width).enumerate() {
-                    strips.push(Pack { to, from: &x[strip * STRIP..], stride: n_in, rows, width });
-                }
-            }
-            strips.into_par_iter().for_each(|strip| self.level.run(strip));
-            let mut tasks = Vec::new();
-            for ((at, packed), y) in packed.chunks(band * n_in).enumerate().zip(y.bands(band)) {
-                for (first, y) in (0..all).step_by(chunks).zip(y.strips(chunks * self.outputs())) {
-                    tasks.push((packed, width(at), first, y));
-                }
-            }
-            tasks.into_par_iter().for_each(|(x, width, first, y)| self.chunks(x, width, first, y));
-        });
-    }
-
-    /// Outputs of a chunk.
-    fn outputs(&self) -> usize {
-        self.places.chunk * self.size.outputs
-    }
-
-    /// The chunks from `first` on that `y` has the outputs of, for one tile.
-    fn chunks(&self, x: &[f32], width: usize, first: usize, y: Target<'_>) {
-        let &Self { level, lanes, size, places, values, in_order, accumulate, .. } = self;
-        scratch(self.outputs() * width, |sums| {
-            for (chunk, mut target) in (first..).zip(y.strips(self.outputs())) {
-                let y = target.sums();
-                if size.single() {
-                    level.run(Tile { places, values, in_order, x, width, chunk, y, accumulate, sums });
-                } else {
-                    let tile = BlockTile { places, values, size, x, width, chunk, y, accumulate, sums };
-                    tile.run(level, lanes);
-                }
-                target.finish(level);
-            }
-        });
-    }
 }
 
 /// Values in the order of `slots`, if they are not stored in it, by all threads.

@@ -174,6 +174,8 @@ pub(super) fn pays(blocks: &Blocks, rows: usize, kept: bool) -> bool {
         1..=8 if with_gaps <= CACHED => padded <= 9.0,
         1 => padded <= 2.3,
         2..=8 => padded <= 3.2,
+        // Two rounds of eight rows, where a tile takes one: worth it while a window has enough steps.
+        13.. if 12 * nnz < blocks.n_in * blocks.n_out => false,
         _ => padded <= 1.1 && nnz <= FEW_VALUES,
     }
 }

@@ -79,6 +79,10 @@ impl Places {
         all
     }
 
+    pub(super) fn chunks(&self) -> usize {
+        self.outputs.div_ceil(self.chunk)
+    }
+
     /// The places of a run of a chunk, and the inputs of their values one after the other.
     #[inline(always)]
     pub(super) fn of(&self, chunk: usize, run: usize) -> (&[Place], &[u16]) {
@@ -98,7 +102,7 @@ impl Places {
     pub(super) fn pack(&self, values: &[f32], to: &mut [f32]) {
         let mut tasks = Vec::new();
         let mut rest = to;
-        for chunk in 0..self.outputs.div_ceil(self.chunk) {
+        for chunk in 0..self.chunks() {
             let (own, others) = rest.split_at_mut(self.values(chunk).len());
             tasks.push((chunk, own));
             rest = others;
