@@ -149,11 +149,6 @@ fn small<I: Isa, const R: usize>(isa: I, factor: &Factor, x: &[f32], dy: &[f32],
                 (output, i) = (output + 1, 0);
             }
         }
-        isa.transpose(&mut sums);
-        let mut sum = sums[0];
-        for &other in &sums[1..I::LANES] {
-            sum = isa.add(sum, other);
-        }
-        add_to(isa, dw, sum);
+        add_to(isa, dw, isa.sum_each(&mut sums));
     }
 }

@@ -51,37 +51,69 @@ impl Vectorize for Dots<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
+        // What is known beforehand is unrolled, and its sums stay in registers.
+        match self.blocks.bc {
+            8 => self.sweep::<I, 8>(isa),
+            16 => self.sweep::<I, 16>(isa),
+            32 => self.sweep::<I, 32>(isa),
+            64 => self.sweep::<I, 64>(isa),
+            _ => self.sweep::<I, 1>(isa),
+        }
+    }
+}
+
+impl Dots<'_> {
+    /// All outputs, for blocks of `BC` inputs, or of any number where those are not there.
+    #[inline(always)]
+    fn sweep<I: Isa, const BC: usize>(self, isa: I) {
         let (br, bc) = (self.blocks.br, self.blocks.bc);
         for (group, y) in self.y.chunks_exact_mut(br).enumerate() {
-            // As many outputs as there are lanes, so that their sums are turned as one square.
+            // As many outputs as there are lanes, so that the lanes of their sums are added together.
             for (part, y) in y.chunks_mut(I::LANES).enumerate() {
                 let mut sums = [isa.splat(0.0); MAX_LANES];
                 for (block, input, _) in self.blocks.by_row.of(self.first + group) {
                     let x = &self.x[input * bc..][..bc];
                     let values = &self.values[block * br * bc..][..br * bc][part * I::LANES * bc..];
-                    let rows = sums.iter_mut().zip(values.chunks_exact(bc)).take(y.len());
-                    for (sum, values) in rows {
-                        let (w, tail) = (values.chunks_exact(I::LANES), bc / I::LANES * I::LANES);
-                        for (w, x) in w.zip(x.chunks_exact(I::LANES)) {
-                            *sum = isa.mul_add(isa.load(w), isa.load(x), *sum);
+                    match (x.as_chunks::<BC>().0.first(), values.as_chunks::<BC>().0.get(..I::LANES)) {
+                        (Some(x), Some(values)) if BC == bc && BC >= I::LANES => {
+                            whole(isa, &mut sums, x, values)
                         }
-                        if tail < bc {
-                            let (w, x) = (isa.load_partial(&values[tail..]), isa.load_partial(&x[tail..]));
-                            *sum = isa.mul_add(w, x, *sum);
-                        }
+                        _ => any(isa, &mut sums, x, values, y.len()),
                     }
                 }
-                isa.transpose(&mut sums);
-                let mut sum = sums[0];
-                for &other in &sums[1..I::LANES] {
-                    sum = isa.add(sum, other);
-                }
                 let mut lanes = [0.0; MAX_LANES];
-                isa.store(&mut lanes, sum);
+                isa.store(&mut lanes, isa.sum_each(&mut sums));
                 for (y, sum) in y.iter_mut().zip(lanes) {
                     *y = if self.accumulate { *y + sum } else { sum };
                 }
             }
+        }
+    }
+}
+
+/// `sums[r] += values[r] ∘ x`, for as many outputs as there are lanes.
+#[inline(always)]
+fn whole<I: Isa, const BC: usize>(isa: I, sums: &mut [I::V; MAX_LANES], x: &[f32; BC], values: &[[f32; BC]]) {
+    for k in (0..BC).step_by(I::LANES) {
+        let x = isa.load(&x[k..]);
+        for r in 0..I::LANES {
+            sums[r] = isa.mul_add(isa.load(&values[r][k..]), x, sums[r]);
+        }
+    }
+}
+
+/// The same for `outputs` and blocks of any size.
+#[inline(always)]
+fn any<I: Isa>(isa: I, sums: &mut [I::V; MAX_LANES], x: &[f32], values: &[f32], outputs: usize) {
+    let bc = x.len();
+    for (sum, values) in sums.iter_mut().zip(values.chunks_exact(bc)).take(outputs) {
+        let (w, tail) = (values.chunks_exact(I::LANES), bc / I::LANES * I::LANES);
+        for (w, x) in w.zip(x.chunks_exact(I::LANES)) {
+            *sum = isa.mul_add(isa.load(w), isa.load(x), *sum);
+        }
+        if tail < bc {
+            let (w, x) = (isa.load_partial(&values[tail..]), isa.load_partial(&x[tail..]));
+            *sum = isa.mul_add(w, x, *sum);
         }
     }
 }

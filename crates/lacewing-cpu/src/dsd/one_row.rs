@@ -278,10 +278,8 @@ impl Sums<'_> {
         o: usize,
         outputs: usize,
     ) {
-        isa.transpose(&mut square);
-        let sum = square[1..I::LANES].iter().fold(square[0], |sum, &other| isa.add(sum, other));
         let mut lanes = [0.0; MAX_LANES];
-        isa.store(&mut lanes, sum);
+        isa.store(&mut lanes, isa.sum_each(&mut square));
         for r in 0..R {
             let y = &mut self.y.row_mut(r)[o..o + outputs];
             for (y, &sum) in y.iter_mut().zip(lanes[r..].iter().step_by(R)) {
@@ -358,8 +356,7 @@ impl Sums<'_> {
                     *sum = isa.mul_add(isa.load_partial(v_rest), x, *sum);
                 }
             }
-            isa.transpose(&mut square);
-            let sum = square[1..I::LANES].iter().fold(square[0], |sum, &other| isa.add(sum, other));
+            let sum = isa.sum_each(&mut square);
             let y = &mut self.y.row_mut(0)[o..o + outputs];
             let sum = if self.accumulate { isa.add(isa.load_partial(y), sum) } else { sum };
             isa.store_partial(y, sum);
