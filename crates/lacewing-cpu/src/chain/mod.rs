@@ -12,7 +12,7 @@ mod weights;
 pub use plan::Plan;
 
 use crate::finish::Target;
-use crate::parallel::{TASK, elements_per_task, within_pool};
+use crate::parallel::{TASK, elements_per_task, share, within_pool};
 use crate::scratch::{Aligned, scratch};
 use crate::simd::{Level, MAX_LANES, MatMut};
 use products::Blocks;
@@ -46,6 +46,10 @@ const CACHE: usize = 384 * 1024;
 const TASK_MACS: usize = 1 << 20;
 /// Weights from which on each of a few tiles is shared among threads, factor by factor.
 const SHARED_WEIGHTS: usize = 256 * 1024;
+/// The same for more than a few: beyond, they come from memory for every tile.
+const MANY_WEIGHTS: usize = 2 << 20;
+/// Rows that then go through together.
+const SHARED_ROWS: usize = 128;
 /// Of what the outputs of a task are then a multiple: whole groups of packed weights, and tiles of those that are not.
 const SHARED_OUTPUTS: usize = 48;
 /// Outputs that are written and finished at a time: of two registers of rows at most 32 KiB.
@@ -154,7 +158,7 @@ impl Plan {
 
     /// Whether threads share the outputs of each factor.
     fn shares(&self, rows: usize) -> bool {
-        rows < PACKED_ROWS && self.macs() >= SHARED_WEIGHTS
+        self.macs() >= if rows < PACKED_ROWS { SHARED_WEIGHTS } else { MANY_WEIGHTS }
     }
 
     /// Features of the widest tile, the one of zeros included.
@@ -166,9 +170,12 @@ impl Plan {
     fn run(&self, blocks: &[Blocks<'_>], level: Level, x: &[f32], y: Target<'_>) {
         let (rows, widest) = (y.rows(), self.widest());
         if self.shares(rows) {
-            let tile = Tile::new(level, 1);
-            let tiles = x.chunks(tile.rows * self.n_in).zip(y.bands(tile.rows));
-            return tiles.for_each(|(x, y)| self.forward_shared(blocks, x, y, tile, widest));
+            let tile = Tile::new(level, if rows <= level.lanes() { 1 } else { 2 });
+            let some = x.chunks(SHARED_ROWS * self.n_in).zip(y.bands(SHARED_ROWS));
+            return some.for_each(|(x, y)| match tile.registers {
+                1 => self.forward_shared::<1>(blocks, x, y, tile),
+                _ => self.forward_shared::<2>(blocks, x, y, tile),
+            });
         }
         let (tile, per_task) = self.cut(level, rows);
         let tasks: Vec<_> = x.chunks(per_task * self.n_in).zip(y.bands(per_task)).collect();
@@ -243,26 +250,40 @@ impl Plan {
         blocks.collect()
     }
 
-    /// One tile of one register, its factors' outputs shared among threads.
-    fn forward_shared(&self, blocks: &[Blocks<'_>], x: &[f32], y: Target<'_>, tile: Tile, widest: usize) {
+    /// Some tiles, each factor's outputs shared among threads: who has read a part of its weights meets all tiles with it.
+    fn forward_shared<const R: usize>(&self, blocks: &[Blocks<'_>], x: &[f32], y: Target<'_>, tile: Tile) {
         let Tile { level, rows, .. } = tile;
-        scratch(2 * widest * rows, |memory| {
-            let (mut from, mut to) = memory.split_at_mut(widest * rows);
-            level.run(tile::Read::<1> { x, cols: self.n_in, tile: from });
+        let room = self.widest() * rows;
+        scratch(2 * room * y.rows().div_ceil(rows), |memory| {
+            let (from, to) = memory.split_at_mut(memory.len() / 2);
+            let (mut from, mut to): (Vec<_>, Vec<_>) =
+                (from.chunks_mut(room).collect(), to.chunks_mut(room).collect());
+            let tiles = x.chunks(rows * self.n_in).zip(&mut from);
+            share(tiles.collect(), |(x, tile)| level.run(tile::Read::<R> { x, cols: self.n_in, tile }));
             for (factor, &blocks) in self.factors.iter().zip(blocks) {
                 let (width, reads) = (factor.blocks * factor.q, &factor.reads[..]);
                 let per_task = (TASK_MACS / 4 / (rows * factor.p)).max(1).next_multiple_of(SHARED_OUTPUTS);
-                let out = to[..width * rows].par_chunks_mut(per_task * rows).enumerate();
-                out.for_each(|(task, out)| {
-                    let first = task * per_task;
-                    level.run(products::Outputs::<1, false> { blocks, from, reads, first, out });
+                let firsts = (0..width).step_by(per_task);
+                let mut tasks: Vec<_> = firsts.map(|at| (at, Vec::with_capacity(from.len()))).collect();
+                for (from, to) in from.iter().zip(&mut to) {
+                    let (out, zeros) = to.split_at_mut(width * rows);
+                    zeros[..rows].fill(0.0);
+                    for ((_, tiles), out) in tasks.iter_mut().zip(out.chunks_mut(per_task * rows)) {
+                        tiles.push((from, out));
+                    }
+                }
+                share(tasks, |(first, tiles)| {
+                    for (from, out) in tiles {
+                        level.run(products::Outputs::<R, false> { blocks, from, reads, first, out });
+                    }
                 });
-                to[width * rows..][..rows].fill(0.0);
                 (from, to) = (to, from);
             }
-            let from = &*from;
-            let strips: Vec<_> = y.strips(STRIP).zip(self.outputs.chunks(STRIP)).collect();
-            strips.into_par_iter().for_each(|(y, at)| write::<1>(from, at, y, level));
+            let bands = y.bands(rows).zip(&from);
+            let strips = bands.flat_map(|(y, from)| {
+                y.strips(STRIP).zip(self.outputs.chunks(STRIP)).map(move |(y, at)| (&**from, at, y))
+            });
+            share(strips.collect(), |(from, at, y)| write::<R>(from, at, y, level));
         });
     }
 

@@ -80,6 +80,10 @@ impl Vectorize for Pack<'_> {
     }
 }
 
+/// Weights ahead that are asked for: packed ones lie one after the other, and large ones come from memory. Asking for every
+/// line twice costs less than looking whether it is new.
+const AHEAD: usize = 512;
+
 /// Outputs of a factor from `first` on, as many as `out` holds, for `R` registers of rows.
 ///
 /// A type for each case, so that each is a function of its own: in a larger one sums would not stay in registers.
@@ -221,6 +225,7 @@ fn sums<I: Isa, const R: usize, const TURNED: bool, const J: usize>(
     // Arrays and constant bounds, or the sums would not stay in registers.
     if TURNED {
         for (w, &read) in w.chunks_exact(n).zip(reads) {
+            isa.prefetch(w, AHEAD);
             let w: &[f32; J] = w[at..].first_chunk().expect("outputs of the block");
             let x = features(read);
             for j in 0..J {

@@ -60,16 +60,6 @@ fn chains() -> Vec<(&'static str, Chain)> {
                 ],
             ),
         ),
-        (
-            "shared",
-            chain(
-                512,
-                512,
-                512,
-                512,
-                vec![Link::blocks(0, 4, 128, 128), turn(1, 4, 128), Link::blocks(1, 4, 128, 128)],
-            ),
-        ),
     ]
 }
 
@@ -205,6 +195,44 @@ fn chains_and_their_gradients_meet_the_oracle_at_every_level() {
                     let want: Vec<f64> = want.iter().map(|dw| dw + 0.5).collect();
                     let size: Vec<f64> = size.iter().map(|dw| dw + 0.5).collect();
                     assert_within(dw, &want, &bound(&size, terms + rows + 3), &format!("{what}, dw of {at}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn outputs_that_threads_share_meet_the_oracle() {
+    // The first is shared where rows are few, the second always; of both the last tile and block are not full.
+    for (n, blocks, all_rows) in [(1038, 3, &[1, 15, 16, 17, 63][..]), (2060, 2, &[16, 131])] {
+        let size = n / blocks;
+        let links = vec![Link::blocks(0, blocks, size, size), Link::strided(1, 1, blocks, size, size)];
+        let chain = Chain { n_in: n, n_in_ext: n, n_out_ext: n, n_out: n, links };
+        let plan = Plan::new(&chain).unwrap();
+        let weights = [0, 1].map(|at| uniform(5 + at, n * size));
+        let w = weights.each_ref().map(Vec::as_slice);
+        let params = weights.each_ref().map(|w| widen(w)).to_vec();
+        for &rows in all_rows {
+            assert!(plan.shares(rows), "{n}, {rows} rows");
+            let x = uniform(7, rows * n);
+            for level in Level::available() {
+                let mut y = vec![f32::NAN; rows * n];
+                with_level(level, || {
+                    let packed = plan.pack(&w, None).unwrap();
+                    plan.forward_packed(&w, &packed, &x, Target::row_major(&mut y, rows, n)).unwrap();
+                    let mut same = vec![f32::NAN; rows * n];
+                    plan.forward(&w, &x, Target::row_major(&mut same, rows, n)).unwrap();
+                    assert_eq!(same, y, "{n}, {rows} rows, not packed");
+                });
+                for row in [0, 15, 16, 127, 128, 130].into_iter().filter(|&row| row < rows).chain([rows - 1])
+                {
+                    let (x, y) = (widen(&x[row * n..][..n]), &y[row * n..][..n]);
+                    let want = oracle(&chain, &params, &x, false);
+                    let sizes = oracle(&chain, &magnitudes(&params), &magnitudes(&[x])[0], false);
+                    let bound: Vec<f64> =
+                        sizes.last().unwrap().iter().map(|at| gamma(2 * size + 4) * at).collect();
+                    let what = format!("{n}, row {row} of {rows} at {level:?}");
+                    assert_within(y, want.last().unwrap(), &bound, &what);
                 }
             }
         }
