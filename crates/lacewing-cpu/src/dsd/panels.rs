@@ -21,7 +21,11 @@ pub(super) const KERNEL: Kernel = Kernel {
     input_gradient,
     weight_gradient: outer::weight_gradient,
     packings: &[Packing {
-        pays: |_, rows, _| rows > 1,
+        // Turned for one product, or multiplied by a loop of any size, a single row is faster as it is stored.
+        pays: |blocks, rows, kept| {
+            let known = matches!((blocks.br, blocks.bc), (16, 16) | (32, 32));
+            rows > 1 || kept && known && Level::current().lanes() == 16
+        },
         len: Blocks::nnz_values,
         pack: turn,
         forward: forward_turned,
@@ -37,6 +41,8 @@ const TASKS: usize = 16;
 /// Rows up to which tiles with two registers of outputs a row read them where they are: every address of a row takes a
 /// register, so that tiles are lower than those of copies.
 const MANY_ROWS: usize = BAND * TASKS;
+/// Rows of a product up to which no tile is higher than they are: nothing is done for rows that are not there.
+const LOWEST: usize = 2;
 /// The same with one register, where low tiles cost more, if a column is read less than `OFTEN` on average.
 const FEW_ROWS: usize = 32;
 const OFTEN: usize = 16;
@@ -57,17 +63,18 @@ pub(super) fn forward(blocks: &Blocks, values: &[f32], x: &[f32], y: Target<'_>,
 
 /// `y (+)= x Wᵀ` with blocks that [`turn`] has turned.
 fn forward_turned(blocks: &Blocks, turned: &[f32], x: &[f32], y: Target<'_>, accumulate: bool) {
-    by_panels(blocks, turned, MatRef::row_major(x, y.rows(), blocks.n_in), y, accumulate);
+    let (x, low) = (MatRef::row_major(x, y.rows(), blocks.n_in), y.rows() <= LOWEST);
+    products(&blocks.by_row, turned, (blocks.bc, blocks.br), x, y, accumulate, low);
 }
 
-/// The same for an `x` whose rows may lie apart.
+/// The same for an `x` whose rows may lie apart. A row has the same bits alone as among others.
 pub(crate) fn by_panels(blocks: &Blocks, turned: &[f32], x: MatRef<'_>, y: Target<'_>, accumulate: bool) {
-    products(&blocks.by_row, turned, (blocks.bc, blocks.br), x, y, accumulate);
+    products(&blocks.by_row, turned, (blocks.bc, blocks.br), x, y, accumulate, false);
 }
 
 fn input_gradient(blocks: &Blocks, values: &[f32], dy: &[f32], dx: Target<'_>, accumulate: bool) {
     let dy = MatRef::row_major(dy, dx.rows(), blocks.n_out);
-    products(&blocks.by_col, values, (blocks.br, blocks.bc), dy, dx, accumulate);
+    products(&blocks.by_col, values, (blocks.br, blocks.bc), dy, dx, accumulate, false);
 }
 
 /// Every block `[br, bc]` as `[bc, br]`.
@@ -119,6 +126,7 @@ fn products(
     x: MatRef<'_>,
     y: Target<'_>,
     accumulate: bool,
+    low: bool,
 ) {
     if y.cols() == 0 {
         return;
@@ -127,7 +135,8 @@ fn products(
     let level = Level::current();
     let (rows, n_in) = (y.rows(), x.cols());
     let uses = groups.inputs.len() * inner / n_in.max(1);
-    let few = if width >= 2 * level.lanes() { rows <= MANY_ROWS } else { rows <= FEW_ROWS && uses < OFTEN };
+    let few =
+        low || if width >= 2 * level.lanes() { rows <= MANY_ROWS } else { rows <= FEW_ROWS && uses < OFTEN };
     let direct = few && inner.is_multiple_of(Direct::LEAST);
     let band = if direct || rows > MANY_ROWS { BAND } else { LOW_BAND };
     let most = TASKS.div_ceil(rows.div_ceil(band).max(1));
@@ -152,14 +161,14 @@ fn products(
         if direct {
             let x = Direct::new(x, inner);
             return by_strips(&|range, y| {
-                level.run(Products { groups, panels, inner, width, range, x, y, accumulate });
+                level.run(Products { groups, panels, inner, width, range, x, y, accumulate, low });
             });
         }
         scratch(tiles::len(n_in, inner, band), |to| {
             level.run(Pack { to, from: x, inner, width });
             let x = Packed::new(to, n_in, inner);
             by_strips(&|range, y| {
-                level.run(Products { groups, panels, inner, width, range, x, y, accumulate });
+                level.run(Products { groups, panels, inner, width, range, x, y, accumulate, low: false });
             });
         });
     });
@@ -177,6 +186,8 @@ struct Products<'a, S> {
     /// The outputs of the range.
     y: MatMut<'a>,
     accumulate: bool,
+    /// Whether tiles are as low as the rows, at most [`LOWEST`].
+    low: bool,
 }
 
 /// A loop of at most 24 steps that is unrolled for certain: sums indexed in a loop that is not would lie in
@@ -216,6 +227,15 @@ impl<S: Source> Products<'_, S> {
     #[inline(always)]
     fn sweep<I: Isa, const R: usize, const H: usize, const Q: usize>(&mut self, isa: I) {
         let rows = self.y.rows();
+        if !S::COPIED && self.low {
+            for group in self.range.clone() {
+                match rows {
+                    1 => self.across::<I, 1>(isa, group, 0),
+                    _ => self.across::<I, 2>(isa, group, 0),
+                }
+            }
+            return;
+        }
         for group in self.range.clone() {
             for (row, height) in tiles::of(rows, R, Q) {
                 if height == R {
@@ -276,6 +296,9 @@ impl<S: Source> Products<'_, S> {
                 }
             });
         }
+        // Of few sums each would wait for its last product: they are made in parts.
+        let parts = if R <= LOWEST { (4 / (R * V)).max(1) } else { 1 };
+        let mut others = [[[isa.splat(0.0); V]; R]; 3];
         // The outputs are far away more often than not: they come while the sums are made.
         for r in 0..R.min(rows) {
             let y = &self.y.row_mut(row + r)[first..][at..end];
@@ -293,7 +316,8 @@ impl<S: Source> Products<'_, S> {
                     by_hand!(k < PIECE, {
                         let k = piece + k;
                         (0..V).for_each(|v| isa.prefetch(next, k * SIZE + v * I::LANES));
-                        step::<I, R, V, TAIL>(isa, &mut sums, |r| x.at(r, k), &panel[k * SIZE..][..SIZE]);
+                        let sums = if k % parts > 0 { &mut others[k % parts - 1] } else { &mut sums };
+                        step::<I, R, V, TAIL>(isa, sums, |r| x.at(r, k), &panel[k * SIZE..][..SIZE]);
                     });
                 }
                 continue;
@@ -323,7 +347,9 @@ impl<S: Source> Products<'_, S> {
             if r < rows {
                 let y = &mut self.y.row_mut(row + r)[first..][at..end];
                 for v in 0..V {
-                    store::<I, TAIL>(isa, &mut y[v * I::LANES..], sums[r][v]);
+                    let sum =
+                        others[..parts - 1].iter().fold(sums[r][v], |sum, other| isa.add(sum, other[r][v]));
+                    store::<I, TAIL>(isa, &mut y[v * I::LANES..], sum);
                 }
             }
         });
