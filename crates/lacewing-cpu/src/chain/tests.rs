@@ -60,6 +60,16 @@ fn chains() -> Vec<(&'static str, Chain)> {
                 ],
             ),
         ),
+        (
+            "large blocks",
+            chain(
+                512,
+                512,
+                512,
+                512,
+                vec![Link::blocks(0, 4, 128, 128), turn(1, 4, 128), Link::blocks(1, 4, 128, 128)],
+            ),
+        ),
     ]
 }
 

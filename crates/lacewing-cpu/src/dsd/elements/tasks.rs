@@ -41,7 +41,6 @@ pub(super) struct Tasks<'a> {
 }
 
 /// Rows that are packed together.
-#[derive(Clone, Copy)]
 struct Band<'a> {
     x: &'a [f32],
     n_in: usize,
