@@ -9,6 +9,7 @@ use lacewing_core::chains::MonarchFactors;
 use lacewing_cuda::dsd::{self, BlockPattern, KERNELS, Problem, Product};
 use lacewing_cuda::matmul::{self, Epilogue, Matmul};
 use lacewing_cuda::monarch::{Operands, Plan};
+use lacewing_cuda::two_four::{self, TwoFourPattern};
 use lacewing_cuda::{CudaError, Device, Finish, Region, Type};
 use lacewing_testkit::uniform;
 
@@ -156,6 +157,51 @@ impl Bench {
 }
 
 impl Bench {
+    /// Any two of each four inputs.
+    fn two_of_four(&self, (n_in, n_out): (usize, usize)) -> Result<TwoFourPattern, CudaError> {
+        const PAIRS: [[u32; 2]; 6] = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]];
+        let draws = uniform(9, 4099);
+        let fours = (0..n_out).flat_map(|out| (0..n_in / 4).map(move |four| (out, four)));
+        let positions: Vec<(u32, u32)> = fours
+            .flat_map(|(out, four)| {
+                let draw = draws[(out * n_in / 4 + four) % draws.len()];
+                PAIRS[((draw + 1.0) * 3.0) as usize % 6].map(|at| (out as u32, four as u32 * 4 + at))
+            })
+            .collect();
+        TwoFourPattern::new(&self.device, (n_out, n_in), &positions)
+    }
+
+    fn two_four(&self, (n_in, n_out): (usize, usize), rows: usize) -> Result<(), CudaError> {
+        let name = format!("2:4 {n_in}->{n_out} {rows}");
+        if !self.wants(&name) || !two_four::supported(&self.device) {
+            return Ok(());
+        }
+        let pattern = self.two_of_four((n_in, n_out))?;
+        let (x, y) = (self.drawn(rows * n_in)?, self.drawn(rows * n_out)?);
+        let (values, weight) = (self.drawn(pattern.n_packed())?, self.drawn(n_in * n_out)?);
+        let forward = Matmul::new(rows, n_out, n_in, 1, false, true, Type::Bf16);
+        let operands = two_four::Operands { x: &x, packed: &values, y: &y, finish: Finish::default() };
+        let ms = self.time(&[&|| matmul::run(&self.device, &forward, &x, &weight, &y, None), &|| {
+            two_four::multiply(&self.device, &pattern, rows, &operands)
+        }])?;
+        println!("{name},two_four,{:.1},{:.2},,,,,,", ms[1] * 1e3, ms[0] / ms[1]);
+        Ok(())
+    }
+
+    fn two_four_mlp(&self, sizes: (usize, usize), rows: usize) -> Result<(), CudaError> {
+        let (dim, hidden) = sizes;
+        let name = format!("mlp of 2:4 {dim}->{hidden}->{dim} {rows}");
+        if !self.wants(&name) || !two_four::supported(&self.device) {
+            return Ok(());
+        }
+        let patterns = [self.two_of_four((dim, hidden))?, self.two_of_four((hidden, dim))?];
+        let values = self.drawn(patterns[0].n_packed())?;
+        self.mlp(&name, sizes, rows, &|at, x, y, finish| {
+            let operands = two_four::Operands { x, packed: &values, y, finish };
+            two_four::multiply(&self.device, &patterns[at], rows, &operands)
+        })
+    }
+
     /// `dim -> hidden`, GELU, `-> dim` over the dense pair, whose GELU is at the end of cuBLASLt's product: `layer` queues
     /// one of the two layers by blocks or factors, `y = f(x W' + b)`.
     fn mlp(
@@ -272,6 +318,15 @@ fn main() -> Result<(), CudaError> {
     for (shape, blocks) in [((1024, 1024), 32), ((768, 3072), 8), ((3072, 768), 8)] {
         bench.monarch(shape, 32768, blocks)?;
     }
+    for shape in [(4096, 16384), (16384, 4096)] {
+        bench.two_four(shape, 8192)?;
+    }
+    for shape in [(4096, 4096), (1024, 1024), (768, 3072), (3072, 768), (768, 768)] {
+        for rows in [16, 64, 128, 256, 512, 1024, 2048, 8192, 32768] {
+            bench.two_four(shape, rows)?;
+        }
+    }
+    bench.two_four_mlp((768, 3072), 32768)?;
     for density in [0.25, 0.1] {
         bench.block_mlp((768, 3072), 32768, density)?;
     }

@@ -13,6 +13,7 @@
 //! | [`dsd`] | dense = sparse x dense: the table of block-sparse kernels |
 //! | [`Communicator`] | sums over the GPUs of several processes, by NCCL |
 //! | [`monarch`] | both factors of a Monarch map in one launch, on Hopper |
+//! | [`two_four`] | weights of at most two values in every four, on Hopper's sparse tensor cores |
 //!
 //! | environment | meaning |
 //! |---|---|
@@ -34,6 +35,7 @@ mod finish;
 pub mod matmul;
 pub mod monarch;
 mod source;
+pub mod two_four;
 
 pub use device::{
     Arg, Buffer, Communicator, Device, Function, Graph, ID_BYTES, Properties, Reduction, Region, TensorMap,

@@ -2,11 +2,12 @@
 
 use lacewing_core::chains::MonarchFactors;
 use lacewing_cuda::monarch::{self, Plan};
-use lacewing_cuda::{CudaError, Source, compile, compile_all_test, compile_all_with_test, dsd};
+use lacewing_cuda::{CudaError, Source, compile, compile_all_test, compile_all_with_test, dsd, two_four};
 
 #[test]
 fn every_source_compiles() {
     compile_all_test(dsd::SOURCES);
+    compile_all_test(&[&two_four::SOURCE]);
 }
 
 #[test]

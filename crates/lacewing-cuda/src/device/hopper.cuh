@@ -121,6 +121,30 @@ __device__ __forceinline__ void copy_run(u32 to, const void* from, u32 bytes, u3
                  :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
 
+// ---- clusters of thread blocks ----
+
+__device__ __forceinline__ u32 cluster_rank() {
+    u32 rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// All threads of the cluster, none of them diverged.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// At the barrier of another thread block of the cluster, for memory that is read by the tensor cores and written by the copy
+// engine alone: neither needs the fence that a release to the cluster would be, half of the time of a product.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+    asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" :: "r"(barrier), "r"(rank) : "memory");
+}
+// To the same place of every thread block in `mask`, each of which gets all bytes at its own barrier.
+__device__ __forceinline__ void copy_box_to(u32 to, const TensorMap* map, u32 line, u32 row, u32 barrier, u16 mask) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%2, %3, %4}], [%5], %6;"
+                 :: "r"(to), "l"(map), "r"(0), "r"(row), "r"(line), "r"(barrier), "h"(mask) : "memory");
+}
+
 // ---- copies from shared memory ----
 
 // What threads wrote to shared memory becomes visible to the copy engine and the tensor cores.

@@ -3,6 +3,7 @@
 mod block_sparse_products;
 mod dense_products;
 mod monarch_maps;
+mod two_four_products;
 
 use half::{bf16, f16};
 use lacewing_core::Activation;
