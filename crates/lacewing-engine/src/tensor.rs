@@ -491,7 +491,12 @@ impl Tensor {
 
     /// Checks that this operand lives where `like` does.
     pub(crate) fn expect_device(&self, op: &'static str, operand: &'static str, like: &Self) -> Result<()> {
-        let (expected, got) = (like.device(), self.device());
+        self.expect_on(op, operand, &like.device())
+    }
+
+    /// Checks that this operand lives on `expected`.
+    pub(crate) fn expect_on(&self, op: &'static str, operand: &'static str, expected: &Device) -> Result<()> {
+        let got = self.device();
         if expected.same(&got) {
             return Ok(());
         }

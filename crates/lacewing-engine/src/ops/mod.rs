@@ -31,6 +31,7 @@ pub mod softmax_cross_entropy;
 pub mod strided_blocks;
 pub mod tokens;
 pub mod transpose;
+pub mod two_four;
 pub mod unfold;
 pub mod window_attention;
 
@@ -63,6 +64,7 @@ pub use softmax_cross_entropy::{Target, ranks, softmax_cross_entropy};
 pub use strided_blocks::strided_blocks;
 pub use tokens::{embed_tokens, mean_tokens, select_token};
 pub use transpose::transpose;
+pub use two_four::{TwoFourIndex, two_four_linear};
 pub use unfold::{Window, unfold};
 pub use window_attention::{WindowIndex, window_attention, window_attention_separate};
 

@@ -8,7 +8,7 @@ use super::activation::{self, Activation};
 use super::linear::{check_bias, with_cols};
 use crate::{Cx, Device, EngineError, Kept, Result, Tensor, Var};
 use lacewing_cpu::dsd::{Blocks, Packed, select};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Where the blocks of a pattern sit, on host and device. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -20,12 +20,13 @@ struct Inner {
     n_in: usize,
     block: (usize, usize),
     blocks: Blocks,
-    /// `[nnz, 2]` u32, as `positions`; on the host nothing.
-    on_device: Tensor,
+    device: Device,
     /// The values in each order that the host's kernel reads them in.
     packed: Vec<Kept<Packed>>,
-    /// The orders a GPU's kernels walk the blocks in.
-    gpu: Option<cuda::Index>,
+    /// `[nnz, 2]` u32, as `positions`, on a GPU once somebody scatters there: of single values eight bytes for each.
+    positions: OnceLock<Tensor>,
+    /// The orders a GPU's kernels walk the blocks in, once one of them runs: another sixteen.
+    gpu: OnceLock<cuda::Index>,
 }
 
 impl BlockIndex {
@@ -44,16 +45,9 @@ impl BlockIndex {
     ) -> Result<Self> {
         let blocks = Blocks::new(block, (n_out, n_in), positions.to_vec())
             .map_err(|why| crate::tape::value_error("block index", "pattern", "blocks of the matrix", why))?;
-        // The host's kernels read the blocks.
-        let for_gpu = if matches!(device, Device::Cpu) { &[] } else { positions };
-        let flat: Vec<u32> = for_gpu.iter().flat_map(|&(row, col)| [row, col]).collect();
-        let on_device = Tensor::from_u32(device, &flat, &[for_gpu.len(), 2])?;
-        let gpu = match device {
-            Device::Cpu => None,
-            Device::Cuda(gpu) => Some(cuda::Index::new(gpu, (n_out, n_in), block, positions)?),
-        };
         let packed = (0..select(&blocks).packings()).map(|_| Kept::default()).collect();
-        Ok(Self(Arc::new(Inner { n_out, n_in, block, blocks, on_device, packed, gpu })))
+        let (device, positions, gpu) = (device.clone(), OnceLock::new(), OnceLock::new());
+        Ok(Self(Arc::new(Inner { n_out, n_in, block, blocks, device, packed, positions, gpu })))
     }
 
     /// Rows of the matrix.
@@ -81,21 +75,47 @@ impl BlockIndex {
     }
 
     /// `[nnz, 2]` u32 on a GPU.
-    pub(crate) fn device_positions(&self) -> &Tensor {
-        &self.0.on_device
+    pub(crate) fn device_positions(&self) -> Result<&Tensor> {
+        made_once(&self.0.positions, || {
+            let positions = self.host_positions();
+            let flat: Vec<u32> = positions.iter().flat_map(|&(row, col)| [row, col]).collect();
+            Tensor::from_u32(&self.0.device, &flat, &[positions.len(), 2])
+        })
+    }
+
+    /// Where its values are.
+    pub(crate) fn device(&self) -> &Device {
+        &self.0.device
+    }
+
+    /// What a GPU's kernels go by; none on the host.
+    fn gpu(&self) -> Result<Option<&cuda::Index>> {
+        let Device::Cuda(gpu) = &self.0.device else { return Ok(None) };
+        let shape = (self.n_out(), self.n_in());
+        let make = || cuda::Index::new(gpu, shape, self.block(), self.host_positions());
+        made_once(&self.0.gpu, make).map(Some)
     }
 
     /// Checks that `values` are this pattern's: `nnz · br · bc` of them, on its device.
     pub(crate) fn expect_values(&self, op: &'static str, values: &Tensor) -> Result<()> {
         let (br, bc) = self.block();
         super::matmul::expect_float(op, "values", values)?;
-        values.expect_device(op, "values", &self.0.on_device)?;
+        values.expect_on(op, "values", &self.0.device)?;
         if values.len() == self.n_blocks() * br * bc {
             return Ok(());
         }
         let expected = format!("[{}, {br}, {bc}]", self.n_blocks());
         Err(EngineError::Shape { op, operand: "values", expected, got: values.shape().to_vec() })
     }
+}
+
+/// What is in the cell, made now if nothing is.
+fn made_once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(made) = cell.get() {
+        return Ok(made);
+    }
+    let made = make()?;
+    Ok(cell.get_or_init(|| made))
 }
 
 /// `y = f(x Wᵀ + b)` with `W` block-sparse.
@@ -126,7 +146,8 @@ pub fn block_sparse_linear(
     let pre = x.value().like(&with_cols(x.shape(), index.n_out()))?;
     let inputs: Vec<&Var> = [x, values].into_iter().chain(bias).collect();
     let bias_value = bias.map(Var::value);
-    let y = match &index.0.gpu {
+    let gpu = index.gpu()?;
+    let y = match gpu {
         None => activation::finished_product(cx, &inputs, &pre, bias_value, act, |y| {
             cpu::forward(index, values.value(), x.value(), y, !cx.is_training());
         })?,
@@ -146,16 +167,16 @@ pub fn block_sparse_linear(
     Ok(cx.record(y, &inputs, move |gradients, dy| {
         let dy = activation::backward_linear(gradients, dy, pre.as_ref(), act, bias.as_ref())?;
         drop(pre);
-        let (x, values) = (x_var.value(), values_var.value());
+        let (x, values, gpu) = (x_var.value(), values_var.value(), index.gpu()?);
         if let Some(dvalues) = gradients.sink_to_add(&values_var)? {
-            match &index.0.gpu {
+            match gpu {
                 None => cpu::weight_gradient(&index, &dy, x, &dvalues),
                 Some(gpu) => gpu.weight_gradient(&dy, x, &dvalues)?,
             }
         }
         if gradients.wants(&x_var) {
             let dx = x.like(x.shape())?;
-            match &index.0.gpu {
+            match gpu {
                 None => cpu::input_gradient(&index, values, &dy, &dx),
                 Some(gpu) => gpu.input_gradient(values, &dy, &dx)?,
             }

@@ -3,8 +3,8 @@
 
 use crate::ops::block_sparse::BlockIndex;
 use crate::ops::launch::{CHUNK, Entry, blocks, entry, expect, of, ptr, size, source};
-use crate::{DType, Tensor};
-use lacewing_cuda::{Arg, CudaError, Device, Source};
+use crate::{DType, Result, Tensor};
+use lacewing_cuda::{Arg, Device, Source};
 
 pub(crate) static SOURCE: Source = source!("scatter");
 
@@ -14,43 +14,38 @@ const GATHER: Entry = entry!("gather_blocks");
 /// Writes the blocks to their places in `dense`, which keeps the rest.
 ///
 /// Shapes: `values [nnz, br, bc]`, `dense [n_out, n_in]`, one type.
-pub(super) fn scatter(
-    gpu: &Device,
-    values: &Tensor,
-    index: &BlockIndex,
-    dense: &Tensor,
-) -> Result<(), CudaError> {
+pub(super) fn scatter(gpu: &Device, values: &Tensor, index: &BlockIndex, dense: &Tensor) -> Result<()> {
     let dtype = dense.dtype();
-    check(index, values, dtype, dense);
+    let positions = check(index, values, dtype, dense)?;
     let kernel = gpu.function(&SOURCE, of(SCATTER, dtype))?;
-    let args = [&[ptr(values), ptr(index.device_positions()), ptr(dense)][..], &sizes(index)].concat();
+    let args = [&[ptr(values), ptr(positions), ptr(dense)][..], &sizes(index)].concat();
     // SAFETY: the arguments are the kernel's in its order, their lengths were checked above; the index keeps its
     // positions inside the matrix and distinct.
-    unsafe { kernel.launch(grid(index), [256, 1, 1], 0, &args) }
+    unsafe { kernel.launch(grid(index), [256, 1, 1], 0, &args) }?;
+    Ok(())
 }
 
 /// `dvalues +=` the blocks' places in `ddense`.
 ///
 /// Shapes: `ddense [n_out, n_in]`, `dvalues [nnz, br, bc]` f32.
-pub(super) fn gather_add(
-    gpu: &Device,
-    ddense: &Tensor,
-    index: &BlockIndex,
-    dvalues: &Tensor,
-) -> Result<(), CudaError> {
-    check(index, dvalues, DType::F32, ddense);
+pub(super) fn gather_add(gpu: &Device, ddense: &Tensor, index: &BlockIndex, dvalues: &Tensor) -> Result<()> {
+    let positions = check(index, dvalues, DType::F32, ddense)?;
     let kernel = gpu.function(&SOURCE, of(GATHER, ddense.dtype()))?;
-    let args = [&[ptr(ddense), ptr(index.device_positions()), ptr(dvalues)][..], &sizes(index)].concat();
+    let args = [&[ptr(ddense), ptr(positions), ptr(dvalues)][..], &sizes(index)].concat();
     // SAFETY: the arguments are the kernel's in its order, their lengths were checked above; the index keeps its
     // positions inside the matrix and distinct.
-    unsafe { kernel.launch(grid(index), [256, 1, 1], 0, &args) }
+    unsafe { kernel.launch(grid(index), [256, 1, 1], 0, &args) }?;
+    Ok(())
 }
 
-fn check(index: &BlockIndex, values: &Tensor, dtype: DType, dense: &Tensor) {
+/// Checks the lengths; the positions on the device.
+fn check<'a>(index: &'a BlockIndex, values: &Tensor, dtype: DType, dense: &Tensor) -> Result<&'a Tensor> {
     let (br, bc) = index.block();
     expect(&[("values", values, dtype, index.n_blocks() * br * bc)]);
     expect(&[("dense", dense, dense.dtype(), index.n_out() * index.n_in())]);
-    expect(&[("positions", index.device_positions(), DType::U32, index.n_blocks() * 2)]);
+    let positions = index.device_positions()?;
+    expect(&[("positions", positions, DType::U32, index.n_blocks() * 2)]);
+    Ok(positions)
 }
 
 /// `nnz, br, bc, n_in`.
