@@ -370,6 +370,60 @@ fn a_fused_monarch_layer_evaluates_as_it_trains() {
     }
 }
 
+/// On a GPU in bf16: sparse tensor cores and a dense product of the weight filled in, forward and backward, and again when the
+/// weights were written.
+#[test]
+fn a_two_four_layer_agrees_with_the_dense_product_of_its_weight() {
+    for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
+        for (n, m) in [(2, 4), (1, 2), (1, 4), (2, 8), (1, 16)] {
+            let (n_in, n_out, rows) = (448, 192, 300);
+            let config = json!({"structure": "nm", "n": n, "m": m});
+            let run = |kernel: &str| {
+                let structure = lacewing_core::build(&config, n_in, n_out, 3, None).unwrap();
+                let mut builder = ModelBuilder::new(device.clone(), DType::Bf16, 11).unwrap();
+                let options = LinearOptions { activation: ops::Activation::Gelu, ..LinearOptions::default() };
+                let linear = builder.root().linear_of("layer", structure, Some(kernel), options).unwrap();
+                assert!(linear.kernel().starts_with(kernel), "{}", linear.kernel());
+                let built = builder.finish().unwrap();
+                let tensor = |seed, cols| {
+                    let values = draw(rows * cols, &mut Rng::new(seed));
+                    ops::cast(&Tensor::from_f32(&device, &values, &[rows, cols]).unwrap(), DType::Bf16)
+                        .unwrap()
+                };
+                let weight = linear.weights()[0];
+                let evaluate = || {
+                    let cx = Cx::evaluation(built.params.clone());
+                    linear.forward(&cx, &cx.constant(tensor(5, n_in))).unwrap().value().to_f32().unwrap()
+                };
+                let first = [evaluate(), evaluate()];
+                let cx = Cx::training(built.params.clone(), StepRng::new(0, 0));
+                let input = cx.leaf(tensor(5, n_in));
+                let y = linear.forward(&cx, &input).unwrap();
+                let trained = y.value().to_f32().unwrap();
+                let dx = cx.backward(&y, tensor(6, n_out)).unwrap().take(&input).unwrap().to_f32().unwrap();
+                let gradient = built.params.gradient(weight).unwrap().to_f32().unwrap();
+                let count = built.params.master(weight).len();
+                built.params.set(weight, &draw(count, &mut Rng::new(9))).unwrap();
+                built.params.refresh_copy().unwrap();
+                let [once, again] = first;
+                assert_eq!(once, again);
+                ([trained, once, evaluate()], [dx, gradient])
+            };
+            let (sparse, gradients) = run("two_four");
+            let (dense, dense_gradients) = run("scatter_dense");
+            assert_ne!(sparse[1], sparse[2], "{config}: new weights");
+            for (got, expected) in sparse.iter().zip(&dense).chain(gradients.iter().zip(&dense_gradients)) {
+                let (norm, apart) = got.iter().zip(expected).fold((0.0, 0.0), |(norm, apart), (a, b)| {
+                    (norm + f64::from(b * b), apart + f64::from(a - b).powi(2))
+                });
+                // Both round sums of another order, the pre-activation where it is kept, and the result.
+                let apart = (apart / norm).sqrt();
+                assert!(apart < 2.0 * 2f64.powi(-8), "{config}: {apart}");
+            }
+        }
+    }
+}
+
 /// Adam (Kingma and Ba, 2015) in f64 on the gradient of half the mean squared error.
 struct Adam {
     moments: Vec<(f64, f64)>,
@@ -478,6 +532,17 @@ fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
     assert_eq!(on(cpu, blocks(4, 0.05).as_ref(), DType::F32, None), "block_sparse");
     assert_eq!(on(gpu, blocks(4, 0.05).as_ref(), DType::F32, None), "scatter_dense", "blocks too small");
     assert_eq!(on(cpu, built(json!("nm")).as_ref(), DType::F32, None), "block_sparse", "half of the values");
+    assert_eq!(on(gpu, built(json!("nm")).as_ref(), DType::Bf16, None), "two_four");
+    assert_eq!(on(gpu, built(json!("nm")).as_ref(), DType::F32, None), "scatter_dense", "bf16 only");
+    for (n, m, axis, expected) in [
+        (1, 2, "row", "two_four"),
+        (2, 16, "row", "two_four"),
+        (3, 8, "row", "scatter_dense"),
+        (2, 4, "col", "scatter_dense"),
+    ] {
+        let nm = built(json!({"structure": "nm", "n": n, "m": m, "axis": axis}));
+        assert_eq!(on(gpu, nm.as_ref(), DType::Bf16, None), expected, "{n}:{m} {axis}");
+    }
     let most = built(json!({"structure": "unstructured", "density": 0.75}));
     assert_eq!(on(cpu, most.as_ref(), DType::F32, None), "scatter_dense", "too dense to pay");
     let monarch = built(json!({"structure": "monarch", "blocks": 4}));

@@ -12,6 +12,7 @@ mod fused_monarch;
 mod merged;
 mod scatter_dense;
 mod sum;
+mod two_four;
 
 use crate::evolving::{Across, Effective, Evolving, Kind, Learned, Watch, places};
 use crate::module::Scope;
@@ -33,6 +34,7 @@ pub static KERNELS: &[Kernel] = &[
     chain::KERNEL,
     sum::KERNEL,
     block_sparse::KERNEL,
+    two_four::KERNEL,
     scatter_dense::KERNEL,
 ];
 

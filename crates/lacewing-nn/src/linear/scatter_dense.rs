@@ -16,18 +16,21 @@ pub(super) const KERNEL: Kernel = Kernel {
     accepts: |problem| matches!(problem.structure.form(), Form::Pattern(_)),
     pays: |_| true,
     prepare: |problem, device| match problem.structure.form() {
-        Form::Pattern(pattern) => {
-            let indexed = Indexed::new(pattern, device)?;
-            Ok(Box::new(ScatterDense { indexed, filled: ops::FilledWeight::default() }))
-        }
+        Form::Pattern(pattern) => Ok(Box::new(ScatterDense::new(Indexed::new(pattern, device)?))),
         _ => unreachable!("accepts patterns only"),
     },
 };
 
 #[derive(Debug)]
-struct ScatterDense {
-    indexed: Indexed,
+pub(super) struct ScatterDense {
+    pub(super) indexed: Indexed,
     filled: ops::FilledWeight,
+}
+
+impl ScatterDense {
+    pub(super) fn new(indexed: Indexed) -> Self {
+        Self { indexed, filled: ops::FilledWeight::default() }
+    }
 }
 
 impl Product for ScatterDense {
