@@ -416,7 +416,7 @@ impl Tensor {
     }
 
     /// The same tensor, its writes numbered on a GPU too: whoever lets a kernel write to it, or to what shares its
-    /// storage from now on, says so by [`Tensor::wrote`].
+    /// storage from now on, says so by `Tensor::wrote`.
     pub fn numbered(self) -> Self {
         let storage = match self.storage {
             Storage::Cuda(gpu, region, _) => {

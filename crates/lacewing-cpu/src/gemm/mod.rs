@@ -37,7 +37,7 @@ pub fn gemm(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: MatRef<'_>, par
     product(out, accumulate, a, b, threads);
 }
 
-/// `out = a b`, or `out += a b` with `accumulate`, finished, by a `b` that has been packed: as [`gemm`], and faster for
+/// `out = a b`, or `out += a b` with `accumulate`, finished, by a `b` that has been packed: as [`gemm()`], and faster for
 /// products of some rows ([`Packed::pays`]). Panics if the shapes disagree, or unless the rows of `out` and `a` are contiguous.
 pub fn gemm_packed(out: Target<'_>, accumulate: bool, a: MatRef<'_>, b: &Packed) {
     b.product(out, accumulate, a);
@@ -49,7 +49,7 @@ const ROWS: usize = 512;
 /// `out[i] = a(i) b(i)`, or `+=` with `accumulate`, in parallel over `i` and over rows of each product.
 ///
 /// The views may be strided parts of shared buffers: cut `out` with [`MatMut::tiles`], and `a` and `b` with
-/// [`MatRef::rows_at`] and [`MatRef::cols_at`]. Few rows read `b` as it is stored, as in [`gemm`]. Panics if the shapes
+/// [`MatRef::rows_at`] and [`MatRef::cols_at`]. Few rows read `b` as it is stored, as in [`gemm()`]. Panics if the shapes
 /// disagree.
 pub fn batched<'a, 'b>(
     out: Vec<MatMut<'_>>,

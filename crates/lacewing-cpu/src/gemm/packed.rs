@@ -16,7 +16,7 @@ const BLOCK: usize = 32;
 const BLOCKED: usize = 8 << 20;
 const MANY_ROWS: usize = 512;
 
-/// A matrix `b [k, n]` in the order that [`product`](Packed::product) reads it, which is that of one [`Level`].
+/// A matrix `b [k, n]` in the order that a product reads it, which is that of one [`Level`].
 #[derive(Debug)]
 pub struct Packed {
     memory: Aligned,

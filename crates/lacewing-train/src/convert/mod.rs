@@ -1,7 +1,7 @@
 //! Conversion: the layers of a trained model projected onto structures, by rule or within a budget.
 //!
-//! [`source`] reads a model of ours or another tool's checkpoint, [`calibrate`] measures what goes into each layer,
-//! [`candidates`] projects layers onto structures and says how near they come, [`budget`] chooses among them, and
+//! `source` reads a model of ours or another tool's checkpoint, `calibrate` measures what goes into each layer,
+//! `candidates` projects layers onto structures and says how near they come, `budget` chooses among them, and
 //! [`write()`] makes the files that `train --init`, `eval` and `info` take.
 
 mod budget;

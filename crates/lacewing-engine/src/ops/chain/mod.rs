@@ -1,6 +1,6 @@
 //! A whole chain of block-diagonal factors in one pass over the activations: the CPU's fused kernel.
 //!
-//! On a GPU chains run factor by factor, by [`super::block_linear`] and [`super::strided_blocks`].
+//! On a GPU chains run factor by factor, by [`super::block_linear()`] and [`super::strided_blocks()`].
 
 use super::activation::{self, Activation};
 use super::linear::{check_bias, with_cols};

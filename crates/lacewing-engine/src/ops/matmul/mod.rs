@@ -1,6 +1,6 @@
 //! Dense products: `out = a b` or `out += a b`, strided and batched, on either device.
 //!
-//! The one place where the engine meets `gemm` and cuBLASLt; every op with a dense product goes through [`product`].
+//! The one place where the engine meets `gemm` and cuBLASLt; every op with a dense product goes through `product`.
 
 mod cpu;
 mod cuda;

@@ -1,6 +1,6 @@
 //! Both factors of a Monarch map in one launch, on a Hopper GPU, in passes that record nothing.
 //!
-//! A recorded pass keeps what lies between the factors, so it runs them by [`super::block_linear`], one after the other.
+//! A recorded pass keeps what lies between the factors, so it runs them by [`super::block_linear()`], one after the other.
 
 use super::activation::Activation;
 use super::linear::{check_bias, with_cols};
