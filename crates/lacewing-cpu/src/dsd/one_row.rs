@@ -31,6 +31,9 @@ const INPUTS_PER_VALUE: usize = 4;
 const AHEAD: usize = 512;
 /// The same where several outputs are read side by side, whose values end the sooner.
 const AHEAD_IN_EACH: usize = 64;
+/// Values that come from memory: of eight outputs side by side the machine asks for them sooner than a program does.
+pub(super) const LARGE: usize = 4 << 20;
+const LARGE_STREAMS: usize = 8;
 
 /// The inputs of an [`Order`]'s values, small.
 #[derive(Debug, Clone)]
@@ -155,6 +158,9 @@ impl Vectorize for Sums<'_> {
             (Columns::Picks { of_four: 1, picks }, 2) => self.picked::<I, 2, 1, 2>(isa, picks),
             (Columns::Picks { of_four: 1, picks }, 3) => self.picked::<I, 3, 1, 1>(isa, picks),
             (Columns::Picks { of_four: 1, picks }, _) => self.picked::<I, 4, 1, 2>(isa, picks),
+            (Columns::Picks { picks, .. }, 1) if self.values.len() >= LARGE => {
+                self.picked::<I, 1, 2, LARGE_STREAMS>(isa, picks);
+            }
             (Columns::Picks { picks, .. }, 1) => self.picked::<I, 1, 2, 4>(isa, picks),
             (Columns::Picks { picks, .. }, 2) => self.picked::<I, 2, 2, 2>(isa, picks),
             (Columns::Picks { picks, .. }, 3) => self.picked::<I, 3, 2, 1>(isa, picks),
@@ -248,7 +254,9 @@ impl Sums<'_> {
                     let x: [&[f32]; R] = std::array::from_fn(|r| &x[r][word * span..][..span]);
                     for n in 0..O {
                         let values = &values[n][word * PICKS..][..PICKS];
-                        isa.prefetch(values, AHEAD_IN_EACH);
+                        if O < LARGE_STREAMS {
+                            isa.prefetch(values, AHEAD_IN_EACH);
+                        }
                         pick::<I, R, N>(isa, &mut sums[n], values, &x, picks[n][word]);
                     }
                 }

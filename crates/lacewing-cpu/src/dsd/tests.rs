@@ -271,6 +271,23 @@ fn few_rows_of_single_values_meet_the_oracle_whatever_their_columns() {
     columns(&scattered(5, 65_536, 1500), |columns| matches!(columns, Columns::Narrow(_)));
 }
 
+/// Of so many values those of eight outputs are read side by side; of the last ones here there are fewer.
+#[test]
+fn a_row_of_values_from_memory_meets_the_oracle() {
+    let blocks = regular(2053, 4096, (2, 4));
+    assert!(blocks.nnz_values() >= one_row::LARGE);
+    let (values, x) = (uniform(1, blocks.nnz_values()), uniform(2, blocks.n_in));
+    let mut oracle = Oracle::starting_at(&vec![0.0; blocks.n_out]);
+    blocks.for_each(|slot, o, i| oracle.add(o, values[slot], x[i]));
+    for level in Level::available() {
+        with_level(level, || {
+            let mut y = vec![f32::NAN; blocks.n_out];
+            select(&blocks).forward(&blocks, &values, &x, plain(&mut y, &blocks), false).unwrap();
+            oracle.check(&y, blocks.n_in, &format!("{level:?}"));
+        });
+    }
+}
+
 #[test]
 fn values_picked_by_windows_meet_the_oracle() {
     // Ends of a group, of a window, of a run, and rows shorter than a window.

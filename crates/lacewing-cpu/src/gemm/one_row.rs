@@ -9,21 +9,26 @@ use crate::simd::{Isa, Level, MAX_LANES, MatMut, MatRef, Vectorize};
 
 /// Columns that are read side by side.
 const WIDE: usize = 8;
+/// The same of a matrix that a cache holds whose columns are whole pages apart: they share a set of the first cache, which has
+/// as many places as [`WIDE`], and the row wants one as well. Memory is so much slower that it makes no difference.
+const NARROW: usize = 4;
+const PAGE: usize = 4096 / size_of::<f32>();
+/// Elements from which on a matrix comes from memory.
+const LARGE: usize = 4 << 20;
 /// Tasks at most: the shape decides, not the number of threads.
 const TASKS: usize = 16;
-/// Elements ahead that are asked for in each column.
-const AHEAD: usize = 64;
 
 /// `out (+)= a b` for operands that [`super::dots`] accepts, of one row; by all threads if `parallel`.
 pub(super) fn product(out: MatMut<'_>, accumulate: bool, a: MatRef<'_>, b: MatRef<'_>, parallel: bool) {
     let (columns, level, x) = (b.t(), Level::current(), a.row(0));
+    let narrow = x.len().is_multiple_of(PAGE) && columns.rows() * x.len() < LARGE;
     let tasks = if parallel { (columns.rows() * x.len() / TASK).clamp(1, TASKS) } else { 1 };
     let width = columns.rows().div_ceil(tasks).next_multiple_of(MAX_LANES);
     let (mut all, mut right) = (Vec::with_capacity(tasks), out);
     for first in (0..columns.rows()).step_by(width) {
         let (out, rest) = right.split_cols(width.min(columns.rows() - first));
         right = rest;
-        all.push(Dots { columns: columns.rows_at(first, out.cols()), out, accumulate, x });
+        all.push(Dots { columns: columns.rows_at(first, out.cols()), out, accumulate, x, narrow });
     }
     share(all, |dots| level.run(dots));
 }
@@ -35,6 +40,8 @@ struct Dots<'a> {
     x: &'a [f32],
     /// The columns, as rows.
     columns: MatRef<'a>,
+    /// Whether [`NARROW`] are read side by side.
+    narrow: bool,
 }
 
 impl Vectorize for Dots<'_> {
@@ -47,7 +54,9 @@ impl Vectorize for Dots<'_> {
             let mut sums = [isa.splat(0.0); MAX_LANES];
             let mut at = 0;
             while at < out.len() {
-                if at + WIDE <= out.len() {
+                if self.narrow && at + NARROW <= out.len() {
+                    at += dots::<I, NARROW>(isa, self.x, self.columns, first + at, &mut sums[at..]);
+                } else if !self.narrow && at + WIDE <= out.len() {
                     at += dots::<I, WIDE>(isa, self.x, self.columns, first + at, &mut sums[at..]);
                 } else {
                     at += dots::<I, 1>(isa, self.x, self.columns, first + at, &mut sums[at..]);
@@ -77,10 +86,10 @@ fn dots<I: Isa, const C: usize>(
         from[c] = &columns.row(first + c)[..x.len()];
     }
     let mut sums = [isa.splat(0.0); C];
+    // The machine sees the streams and asks for what comes.
     for at in (0..whole).step_by(I::LANES) {
         let x = isa.load(&x[at..]);
         for c in 0..C {
-            isa.prefetch(&from[c][at..], AHEAD);
             sums[c] = isa.mul_add(x, isa.load(&from[c][at..]), sums[c]);
         }
     }

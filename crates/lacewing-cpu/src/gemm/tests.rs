@@ -126,6 +126,10 @@ fn dot_products_meet_the_oracle_at_every_level() {
         (31, 64, 97),
         (40, 600, 11),
         (199, 1541, 14),
+        // One row by few columns side by side, by many, and from memory.
+        (1, 1024, 37),
+        (1, 1030, 21),
+        (1, 2048, 2050),
     ];
     for level in Level::available() {
         with_level(level, || {
