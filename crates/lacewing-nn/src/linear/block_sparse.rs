@@ -70,13 +70,9 @@ impl Product for BlockSparse {
         bias: Option<&Var>,
         act: Activation,
     ) -> Result<Var, EngineError> {
-        let Indexed { index, n_in_ext, n_out_ext, n_out, .. } = &self.0;
-        let x = fit(cx, x.clone(), *n_in_ext)?;
-        if n_out == n_out_ext {
-            return ops::block_sparse_linear(cx, &x, &weights[0], index, bias, act);
-        }
-        let y = ops::block_sparse_linear(cx, &x, &weights[0], index, None, Activation::Identity)?;
-        ops::bias_activation(cx, fit(cx, y, *n_out)?, bias, act)
+        self.0.run(cx, x, bias, act, |x, bias, act| {
+            ops::block_sparse_linear(cx, x, &weights[0], &self.0.index, bias, act)
+        })
     }
 }
 
@@ -95,5 +91,21 @@ impl Indexed {
         let &Pattern { n_in, n_in_ext, n_out_ext, n_out, block, ref positions, .. } = pattern;
         let index = BlockIndex::new(device, (n_out_ext, n_in_ext), block, positions)?;
         Ok(Self { index, n_in, n_in_ext, n_out_ext, n_out })
+    }
+    /// `product` with the input padded to the pattern's size and the output cut from it, before its end if there is a cut.
+    pub(super) fn run(
+        &self,
+        cx: &Cx,
+        x: &Var,
+        bias: Option<&Var>,
+        act: Activation,
+        product: impl FnOnce(&Var, Option<&Var>, Activation) -> Result<Var, EngineError>,
+    ) -> Result<Var, EngineError> {
+        let x = fit(cx, x.clone(), self.n_in_ext)?;
+        if self.n_out == self.n_out_ext {
+            return product(&x, bias, act);
+        }
+        let y = product(&x, None, Activation::Identity)?;
+        ops::bias_activation(cx, fit(cx, y, self.n_out)?, bias, act)
     }
 }

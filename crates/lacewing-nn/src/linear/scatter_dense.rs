@@ -46,14 +46,8 @@ impl Product for ScatterDense {
         bias: Option<&Var>,
         act: Activation,
     ) -> Result<Var, EngineError> {
-        let Indexed { index, n_in_ext, n_out_ext, n_out, .. } = &self.indexed;
-        let fill = || ops::scatter_blocks(cx, &weights[0], index);
-        let x = fit(cx, x.clone(), *n_in_ext)?;
-        if n_out == n_out_ext {
-            return self.filled.linear(cx, &x, weights, bias, act, fill);
-        }
-        let y = self.filled.linear(cx, &x, weights, None, Activation::Identity, fill)?;
-        ops::bias_activation(cx, fit(cx, y, *n_out)?, bias, act)
+        let fill = || ops::scatter_blocks(cx, &weights[0], &self.indexed.index);
+        self.indexed.run(cx, x, bias, act, |x, bias, act| self.filled.linear(cx, x, weights, bias, act, fill))
     }
 
     fn fill(&self) -> Option<Fill<'_>> {

@@ -4,7 +4,7 @@
 
 use super::block_sparse::Indexed;
 use super::scatter_dense::ScatterDense;
-use super::{DeviceKind, Fill, Kernel, Problem, Product, fit};
+use super::{DeviceKind, Fill, Kernel, Problem, Product};
 use lacewing_core::{Axis, Form, Pattern, PatternKind};
 use lacewing_engine::ops::{self, Activation, TwoFourIndex};
 use lacewing_engine::{Cx, DType, Device, EngineError, Var};
@@ -79,19 +79,14 @@ impl Product for TwoFour {
         bias: Option<&Var>,
         act: Activation,
     ) -> Result<Var, EngineError> {
-        let Some((two_four, rows)) = &self.index else {
-            return self.otherwise.run(cx, x, weights, bias, act);
-        };
-        if x.value().rows() < *rows {
-            return self.otherwise.run(cx, x, weights, bias, act);
+        match &self.index {
+            Some((index, rows)) if x.value().rows() >= *rows => {
+                self.otherwise.indexed.run(cx, x, bias, act, |x, bias, act| {
+                    ops::two_four_linear(cx, x, &weights[0], index, bias, act)
+                })
+            }
+            _ => self.otherwise.run(cx, x, weights, bias, act),
         }
-        let Indexed { n_in_ext, n_out_ext, n_out, .. } = &self.otherwise.indexed;
-        let x = fit(cx, x.clone(), *n_in_ext)?;
-        if n_out == n_out_ext {
-            return ops::two_four_linear(cx, &x, &weights[0], two_four, bias, act);
-        }
-        let y = ops::two_four_linear(cx, &x, &weights[0], two_four, None, Activation::Identity)?;
-        ops::bias_activation(cx, fit(cx, y, *n_out)?, bias, act)
     }
 
     fn fill(&self) -> Option<Fill<'_>> {

@@ -10,13 +10,12 @@ use super::matmul::{Operand, product};
 use crate::{Cx, DType, Device, EngineError, Kept, Result, Tensor, Var};
 use lacewing_cuda::Finish;
 use lacewing_cuda::two_four::{Operands, TwoFourPattern, fill, gather_add, multiply, pack, supported};
-use std::sync::Arc;
 
 /// A pattern of single values as the sparse tensor cores are told of it.
 #[derive(Debug)]
 pub struct TwoFourIndex {
     index: BlockIndex,
-    pattern: Arc<TwoFourPattern>,
+    pattern: TwoFourPattern,
     packed: Kept<Tensor>,
 }
 
@@ -33,14 +32,13 @@ impl TwoFourIndex {
         }
         let shape = (index.n_out(), index.n_in());
         let pattern = TwoFourPattern::new(gpu, shape, index.host_positions())?;
-        let pattern = Arc::new(pattern);
         Ok(Some(Self { index: index.clone(), pattern, packed: Kept::default() }))
     }
 
     /// The values in the order of the tensor cores: as they are, or packed for as long as they stay.
-    fn packed(&self, cx: &Cx, gpu: &lacewing_cuda::Device, values: &Tensor) -> Result<Arc<Tensor>> {
+    fn packed(&self, cx: &Cx, gpu: &lacewing_cuda::Device, values: &Tensor) -> Result<Tensor> {
         if self.pattern.is_packed() {
-            return Ok(Arc::new(values.clone()));
+            return Ok(values.clone());
         }
         let fresh = || {
             let packed = values.like(&[self.pattern.n_packed()])?;
@@ -49,9 +47,9 @@ impl TwoFourIndex {
         };
         if cx.is_training() {
             self.packed.forget();
-            return fresh().map(Arc::new);
+            return fresh();
         }
-        self.packed.of(&[values], |_| fresh())
+        self.packed.of(&[values], |_| fresh()).map(|packed| (*packed).clone())
     }
 }
 
