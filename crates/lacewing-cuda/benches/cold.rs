@@ -1,6 +1,7 @@
 //! Kernels of a GPU against cuBLASLt in one run, bf16, with a cold L2 cache: `cargo bench -p lacewing-cuda --bench cold`.
 //!
-//! Prints CSV. Each pass is timed alone, after 256 MiB were written; medians of [`PASSES`], dense and sparse in turns.
+//! Prints CSV. Each pass is timed alone, after 256 MiB were written; medians of [`PASSES`],
+//! after 200 ms of them.
 //! Arguments choose the cases whose names contain one of them. Products are checked in `tests/gpu/`.
 
 use half::bf16;
@@ -12,8 +13,11 @@ use lacewing_cuda::monarch::{Operands, Plan};
 use lacewing_cuda::two_four::{self, TwoFourPattern};
 use lacewing_cuda::{CudaError, Device, Finish, Region, Type};
 use lacewing_testkit::uniform;
+use std::time::{Duration, Instant};
 
-const PASSES: usize = 15;
+/// How long a product runs before it is measured, and how often it is then, at least and at most.
+const SETTLES: Duration = Duration::from_millis(200);
+const PASSES: (usize, usize) = (7, 60);
 const FLUSH_BYTES: usize = 256 << 20;
 /// Values drawn once and repeated: a tensor core's power, and so its clock, depends on what it multiplies.
 const DRAWN: usize = 1 << 20;
@@ -43,26 +47,26 @@ impl Bench {
         self.wanted.is_empty() || self.wanted.iter().any(|part| name.contains(part.as_str()))
     }
 
-    /// Median milliseconds of each.
+    /// Median milliseconds of each in its own steady state: a product that takes all power lowers the clock for a while, its own
+    /// or another's. Before each pass the caches are filled with something else, while the host queues it.
     fn time(&self, works: &[&Work<'_>]) -> Result<Vec<f64>, CudaError> {
-        let mut samples = vec![Vec::new(); works.len()];
-        for pass in 0..PASSES + 3 {
-            for (samples, work) in samples.iter_mut().zip(works) {
-                self.device.zero(&self.flush)?;
-                self.device.synchronize()?;
-                let ms = self.device.milliseconds(work)?;
-                if pass >= 3 {
-                    samples.push(f64::from(ms));
-                }
+        let pass = |work: &Work<'_>| {
+            self.device.zero(&self.flush)?;
+            self.device.milliseconds(work)
+        };
+        let time = |work: &&Work<'_>| {
+            let began = Instant::now();
+            let mut warm = 0;
+            while warm < 3 || began.elapsed() < SETTLES {
+                pass(work)?;
+                warm += 1;
             }
-        }
-        Ok(samples
-            .into_iter()
-            .map(|mut samples| {
-                samples.sort_by(f64::total_cmp);
-                samples[PASSES / 2]
-            })
-            .collect())
+            let passes = warm.clamp(PASSES.0, PASSES.1);
+            let mut samples = (0..passes).map(|_| pass(work)).collect::<Result<Vec<f32>, CudaError>>()?;
+            samples.sort_by(f32::total_cmp);
+            Ok(f64::from(samples[passes / 2]))
+        };
+        works.iter().map(time).collect()
     }
 
     /// A random choice of exactly so many blocks.
@@ -312,11 +316,14 @@ fn main() -> Result<(), CudaError> {
         }
         bench.blocks((768, 3072), rows, 64, 0.25)?;
     }
-    for rows in [2048, 8192, 32768] {
+    for rows in [256, 512, 1024, 2048, 8192, 32768] {
         bench.monarch((4096, 4096), rows, 32)?;
     }
-    for (shape, blocks) in [((1024, 1024), 32), ((768, 3072), 8), ((3072, 768), 8)] {
-        bench.monarch(shape, 32768, blocks)?;
+    for rows in [1024, 4096, 32768] {
+        bench.monarch((1024, 1024), rows, 32)?;
+    }
+    for shape in [(768, 3072), (3072, 768)] {
+        bench.monarch(shape, 32768, 8)?;
     }
     for shape in [(4096, 16384), (16384, 4096)] {
         bench.two_four(shape, 8192)?;
