@@ -21,7 +21,9 @@ fn the_monarch_kernel_compiles_for_every_kind_of_size() {
                 Plan::new(factors).expect("sizes that the kernel takes")
             })
             .collect();
-    let sources: Vec<_> = plans.iter().map(|plan| (&monarch::SOURCE, plan.constants().to_vec())).collect();
+    let mut sources: Vec<_> =
+        plans.iter().map(|plan| (&monarch::SOURCE, plan.constants().to_vec())).collect();
+    sources.extend(monarch::RESIDENT.iter().map(|row| (&row.source, row.constants.to_vec())));
     compile_all_with_test(&sources);
 }
 

@@ -343,7 +343,7 @@ fn bf16_strays_no_farther_than_its_roundings() {
 #[test]
 fn a_fused_monarch_layer_evaluates_as_it_trains() {
     for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
-        for (n_in, n_out, blocks) in [(512, 1024, 16), (768, 768, 8), (1024, 1024, 32)] {
+        for (n_in, n_out, blocks) in [(512, 1024, 16), (768, 768, 8), (1024, 1024, 32), (4096, 4096, 32)] {
             let config = json!({"structure": "monarch", "blocks": blocks});
             let structure = lacewing_core::build(&config, n_in, n_out, 0, None).unwrap();
             let mut builder = ModelBuilder::new(device.clone(), DType::Bf16, 11).unwrap();
@@ -549,9 +549,12 @@ fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
     assert_eq!(on(cpu, monarch.as_ref(), DType::F32, None), "fused_chain");
     assert_eq!(on(cpu, monarch.as_ref(), DType::F32, Some("chain")), "chain");
     assert_eq!(on(gpu, monarch.as_ref(), DType::Bf16, None), "composed");
-    let wide =
-        lacewing_core::build(&json!({"structure": "monarch", "blocks": 16}), 4096, 4096, 0, None).unwrap();
+    let [wide, resident] = [16, 32].map(|blocks| {
+        let config = json!({"structure": "monarch", "blocks": blocks});
+        lacewing_core::build(&config, 4096, 4096, 0, None).unwrap()
+    });
     assert_eq!(on(gpu, wide.as_ref(), DType::Bf16, None), "fused_monarch");
+    assert_eq!(on(gpu, resident.as_ref(), DType::Bf16, None), "fused_monarch");
     assert_eq!(on(gpu, wide.as_ref(), DType::F32, None), "chain");
     let [few, narrow] = [(4096, 4), (768, 8)].map(|(n, blocks)| {
         lacewing_core::build(&json!({"structure": "monarch", "blocks": blocks}), n, n, 0, None).unwrap()

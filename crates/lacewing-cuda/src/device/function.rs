@@ -7,8 +7,8 @@ use crate::CudaError;
 use cudarc::driver::sys;
 use std::ffi::{CString, c_void};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Shared memory a block gets without asking, in bytes.
 const FREE_SHARED_BYTES: u32 = 48 << 10;
@@ -57,7 +57,8 @@ impl Module {
         check("cuFuncGetAttribute", status)?;
         // What the kernel declares with a size counts toward what it gets without asking.
         let shared_bytes = AtomicU32::new(FREE_SHARED_BYTES.saturating_sub(fixed_bytes.cast_unsigned()));
-        let inner = Inner { raw, context: Arc::clone(&self.context), shared_bytes };
+        let context = Arc::clone(&self.context);
+        let inner = Inner { raw, context, shared_bytes, clusters: Mutex::default() };
         Ok(Some(Function(Arc::new(inner))))
     }
 }
@@ -68,6 +69,24 @@ struct Inner {
     context: Arc<Context>,
     /// Dynamic shared memory the function may ask for now.
     shared_bytes: AtomicU32,
+    /// What was asked of [`Function::clusters`], and the answers.
+    clusters: Mutex<Vec<([u32; 3], usize)>>,
+}
+
+impl Inner {
+    fn set(&self, attribute: sys::CUfunction_attribute, value: u32) -> Result<(), CudaError> {
+        // SAFETY: the function is loaded.
+        let status = unsafe { sys::cuFuncSetAttribute(self.raw, attribute, value.cast_signed()) };
+        check("cuFuncSetAttribute", status)
+    }
+
+    fn allow_shared(&self, bytes: u32) -> Result<(), CudaError> {
+        if bytes > self.shared_bytes.load(Ordering::Relaxed) {
+            self.set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)?;
+            self.shared_bytes.fetch_max(bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
 }
 
 // SAFETY: the driver allows every thread to launch a function.
@@ -162,6 +181,45 @@ impl From<f32> for Arg {
 }
 
 impl Function {
+    /// Clusters of `size` blocks, each of `threads` threads and `shared_bytes` of dynamic shared memory, that the device
+    /// runs at once: none where it has no room for one. `size` is what the kernel was compiled for; the device then takes
+    /// clusters of more than the eight blocks that every Hopper GPU has room for.
+    ///
+    /// # Errors
+    ///
+    /// What the driver answers.
+    pub fn clusters(&self, size: u32, threads: u32, shared_bytes: u32) -> Result<usize, CudaError> {
+        let inner = &*self.0;
+        let mut known = inner.clusters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let question = [size, threads, shared_bytes];
+        if let Some(&(_, answer)) = known.iter().find(|(asked, _)| *asked == question) {
+            return Ok(answer);
+        }
+        inner.context.bind()?;
+        inner.allow_shared(shared_bytes)?;
+        inner.set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)?;
+        let config = sys::CUlaunchConfig {
+            gridDimX: size,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: inner.context.stream,
+            attrs: ptr::null_mut(),
+            numAttrs: 0,
+        };
+        let mut clusters = 0;
+        // SAFETY: writes one number and reads the config, which has no attributes: the cluster's size is in the kernel.
+        let status =
+            unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, inner.raw, &raw const config) };
+        check("cuOccupancyMaxActiveClusters", status)?;
+        let clusters = usize::try_from(clusters).unwrap_or(0);
+        known.push((question, clusters));
+        Ok(clusters)
+    }
+
     /// Queues the kernel: `grid` blocks of `block` threads, x first, each with `shared_bytes` of dynamic shared memory.
     /// A grid without blocks does nothing.
     ///
@@ -190,13 +248,7 @@ impl Function {
             return Ok(());
         }
         inner.context.bind()?;
-        if shared_bytes > inner.shared_bytes.load(Ordering::Relaxed) {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is loaded.
-            let status = unsafe { sys::cuFuncSetAttribute(inner.raw, attribute, shared_bytes as i32) };
-            check("cuFuncSetAttribute", status)?;
-            inner.shared_bytes.fetch_max(shared_bytes, Ordering::Relaxed);
-        }
+        inner.allow_shared(shared_bytes)?;
         assert!(args.len() <= ARGS_MAX, "a kernel of {} arguments", args.len());
         let mut words = [0_u64; ARGS_MAX];
         for (word, arg) in words.iter_mut().zip(args) {

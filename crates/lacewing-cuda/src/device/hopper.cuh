@@ -128,15 +128,24 @@ __device__ __forceinline__ u32 cluster_rank() {
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-// All threads of the cluster, none of them diverged.
+// Of all threads of the cluster, their warps together; who waits has arrived.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    cluster_arrive();
+    cluster_wait();
 }
 // At the barrier of another thread block of the cluster, for memory that is read by the tensor cores and written by the copy
 // engine alone: neither needs the fence that a release to the cluster would be, half of the time of a product.
 __device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
     asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
                  "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" :: "r"(barrier), "r"(rank) : "memory");
+}
+// From shared memory to that of another thread block of the cluster, which gets the bytes at its own barrier.
+__device__ __forceinline__ void copy_to(u32 to, u32 from, u32 bytes, u32 barrier, u32 rank) {
+    asm volatile("{\n.reg .b32 there, bell;\nmapa.shared::cluster.u32 there, %0, %4;\nmapa.shared::cluster.u32 bell, %3, %4;\n"
+                 "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [there], [%1], %2, [bell];\n}"
+                 :: "r"(to), "r"(from), "r"(bytes), "r"(barrier), "r"(rank) : "memory");
 }
 // To the same place of every thread block in `mask`, each of which gets all bytes at its own barrier.
 __device__ __forceinline__ void copy_box_to(u32 to, const TensorMap* map, u32 line, u32 row, u32 barrier, u16 mask) {
@@ -146,6 +155,12 @@ __device__ __forceinline__ void copy_box_to(u32 to, const TensorMap* map, u32 li
 }
 
 // ---- copies from shared memory ----
+
+// Four 8x8 tiles of 16-bit numbers, each transposed, as `load_tiles_transposed` reads them.
+__device__ __forceinline__ void store_tiles_transposed(u32 row, const u32 (&from)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+                 :: "r"(row), "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3]) : "memory");
+}
 
 // What threads wrote to shared memory becomes visible to the copy engine and the tensor cores.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -4,11 +4,15 @@
 //! λ])`. Cost of a row: `k·q·p + l·s·r` multiply-adds; x and y pass through memory once, u through the L2 cache. The same
 //! problem gives the same bits: every sum has one order, whoever makes it.
 
+mod resident;
+
 use crate::source::hopper;
 use crate::{Constant, CudaError, Device, Finish, Region, Source, TensorMap, Type};
 use lacewing_core::chains::MonarchFactors;
 
-/// The source of the kernel, which [`Plan::constants`] go with.
+pub use resident::{RESIDENT, Resident};
+
+/// The source of the kernel for all sizes, which [`Plan::constants`] go with.
 pub static SOURCE: Source = hopper!("monarch_fused", "fused.cu");
 
 const CALL: &str = "Monarch map";
@@ -137,6 +141,13 @@ impl Plan {
         self.factors
     }
 
+    /// Whether a device that has room for it takes a kernel of [`RESIDENT`]: what lies between the factors then never leaves the
+    /// multiprocessors.
+    #[must_use]
+    pub fn is_resident(&self) -> bool {
+        Resident::of(self.factors).is_some()
+    }
+
     /// What [`SOURCE`] is compiled with.
     #[must_use]
     pub fn constants(&self) -> &[Constant] {
@@ -184,6 +195,12 @@ impl Plan {
         if u32::try_from(n_items).is_err() || u32::try_from(n_tiles * HIGH).is_err() {
             let expected = "as many as 32 bits count, and their items".to_owned();
             return Err(CudaError::Dimension { call: CALL, dimension: "rows", expected, got: rows });
+        }
+        if let Some(resident) = Resident::of(self.factors)
+            && let Some(kernel) = resident.load(device)?
+        {
+            // SAFETY: sizes and addresses were seen above.
+            return unsafe { resident.run(kernel, rows, operands) };
         }
         let thread_blocks = device.properties().sm_count.min(n_items);
         let Schedule { lag, ring } = Schedule::new(thread_blocks, self.items, n_tiles);

@@ -244,10 +244,9 @@ __device__ __forceinline__ void multiply(
                     for (u32 i = 0; i < 2; ++i)
 #pragma unroll
                         for (u32 c = 0; c < 4; ++c) sums[j + i][c] = end(sums[j + i][c], own_bias[c / 2]);
-                    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
-                                 :: "r"(to), "r"(pack_bf16(sums[j][0], sums[j][1])), "r"(pack_bf16(sums[j][2], sums[j][3])),
-                                    "r"(pack_bf16(sums[j + 1][0], sums[j + 1][1])), "r"(pack_bf16(sums[j + 1][2], sums[j + 1][3]))
-                                 : "memory");
+                    store_tiles_transposed(to, {pack_bf16(sums[j][0], sums[j][1]), pack_bf16(sums[j][2], sums[j][3]),
+                                                pack_bf16(sums[j + 1][0], sums[j + 1][1]),
+                                                pack_bf16(sums[j + 1][2], sums[j + 1][3])});
                 }
                 publish();
                 // All but the last of those before have left: there is room for the next slice. One wait for all of it.

@@ -56,11 +56,15 @@ fn a_fused_monarch_map_agrees_with_f64_at_tile_edges_and_has_the_same_bits_every
     for (factors, rows) in [
         (equal(1024, 1024, 32), 1),
         (equal(1024, 1024, 32), 257),
+        (equal(1024, 1024, 32), 20_000),
         (equal(768, 3072, 8), 300),
         (equal(3072, 768, 8), 64),
         (equal(2048, 2048, 16), 511),
         (equal(2048, 1024, 8), 130),
-        (equal(4096, 4096, 32), 256),
+        // A row, a part of a tile, and as many tiles as a cluster of thread blocks has rooms for and more.
+        (equal(4096, 4096, 32), 1),
+        (equal(4096, 4096, 32), 45),
+        (equal(4096, 4096, 32), 3000),
         // As many row tiles as the ring turns round more than once.
         (equal(512, 512, 8), 40_000),
         (uneven, 1000),

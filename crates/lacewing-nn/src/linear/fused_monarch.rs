@@ -20,18 +20,24 @@ pub(super) const KERNEL: Kernel = Kernel {
 
 /// What it costs, in multiply-adds that cuBLASLt does meanwhile at 750 TFLOP/s, from an H200 (8 to 32 blocks, 768 to 4096
 /// wide, 16 to 32,768 rows): 18 µs for starting and ending, then for each row whichever takes longer, its values on their
-/// way at 3.7 TB/s (those of x and y, and twice those between) or its multiply-adds at 250 TFLOP/s.
+/// way at 3.7 TB/s (those of x and y, and twice those between, unless they stay where they are) or its multiply-adds at 250
+/// TFLOP/s.
 const START: usize = 6_750_000_000;
 const VALUE: usize = 200;
 const MULTIPLY_ADD: usize = 3;
+/// Of kernels whose weights stay in registers: 3 µs more than a dense product, which reads more weights than they do.
+const RESIDENT_START: usize = 1_100_000_000;
 
 /// Rows from which on it is faster than a dense product; none where it never is.
 fn least_rows(problem: &Problem<'_>) -> Option<usize> {
-    let MonarchFactors { k, q, p, l, s, r } = factors(problem)?;
-    let values = k * p + l * s + 2 * k * q;
-    let row = (VALUE * values).max(MULTIPLY_ADD * (k * q * p + l * s * r));
-    let gain = (k * p * l * s).checked_sub(row).filter(|&gain| gain > 0)?;
-    Some(START.div_ceil(gain))
+    let factors = factors(problem)?;
+    let MonarchFactors { k, q, p, l, s, r } = factors;
+    let resident = MonarchPlan::new(factors)?.is_resident();
+    let (start, between) = if resident { (RESIDENT_START, 0) } else { (START, 2 * k * q) };
+    let row = (VALUE * (k * p + l * s + between)).max(MULTIPLY_ADD * (k * q * p + l * s * r));
+    let dense = k * p * l * s;
+    let gain = dense.checked_sub(row).filter(|&gain| gain > 0)?;
+    Some(if resident && VALUE * dense > start + row { 1 } else { start.div_ceil(gain) })
 }
 
 fn pays(problem: &Problem<'_>) -> bool {

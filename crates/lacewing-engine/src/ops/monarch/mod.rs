@@ -19,6 +19,11 @@ impl MonarchPlan {
         Plan::new(factors).map(Self)
     }
 
+    /// Whether what lies between the factors stays in the multiprocessors ([`Plan::is_resident`]).
+    pub fn is_resident(&self) -> bool {
+        self.0.is_resident()
+    }
+
     /// Whether the device has what the kernel is written for.
     pub fn runs_on(&self, device: &Device) -> bool {
         match device {
