@@ -49,6 +49,12 @@ pub struct Properties {
 }
 
 impl Properties {
+    /// Whether it is a Hopper GPU, which has what the `sm_90a` kernels use.
+    #[must_use]
+    pub fn is_hopper(&self) -> bool {
+        self.capability == (9, 0)
+    }
+
     /// Target of the compiler: `sm_90a` on capability 9.0. From 9.0 on the suffix admits the instructions of exactly
     /// this chip, which is right for code compiled where it runs.
     #[must_use]

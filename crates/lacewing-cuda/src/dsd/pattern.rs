@@ -89,7 +89,7 @@ impl BlockPattern {
         positions: &[(u32, u32)],
     ) -> Result<Self, CudaError> {
         let index = Index::new((n_out, n_in), (block_rows, block_cols), positions)?;
-        let tiled = if device.properties().capability == (9, 0) {
+        let tiled = if device.properties().is_hopper() {
             let of = |transposed| Tiles::new((n_out, n_in), (block_rows, block_cols), positions, transposed);
             of(false).zip(of(true)).map(|(forward, transposed)| {
                 ([Panels::new(&forward), Panels::new(&transposed)], Chunks::new(&forward))

@@ -50,7 +50,7 @@ const LOW: Tiles = Tiles {
 
 fn accepts(device: &Device, problem: &Problem<'_>, aligned: bool) -> bool {
     let n_items = |panels: &OnDevice| problem.rows.div_ceil(LOW.rows) * panels.n_panels;
-    device.properties().capability == (9, 0)
+    device.properties().is_hopper()
         && problem.of == Type::Bf16
         && aligned
         && problem.pattern.n_blocks() > 0

@@ -42,7 +42,7 @@ const STAGES: [usize; 3] = [3, 3, 2];
 fn accepts(device: &Device, problem: &Problem<'_>, aligned: bool) -> bool {
     let (block_rows, block_cols) = problem.pattern.block();
     let fits = |block: usize| block == 32 || block.is_multiple_of(64);
-    device.properties().capability == (9, 0)
+    device.properties().is_hopper()
         && problem.of == Type::Bf16
         && aligned
         && problem.rows >= LEAST_ROWS

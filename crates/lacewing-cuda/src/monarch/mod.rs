@@ -1,8 +1,8 @@
 //! A Monarch map in one launch: two block-diagonal factors and the permutations after each.
 //!
 //! `u[κ·q + j] = Σ_i first[κ, j, i] x[κ·p + i]`, rounded to bf16, then `y[σ·l + λ] = f(b[σ·l + λ] + Σ_ρ second[λ, σ, ρ] u[ρ·l +
-//! λ])`. Cost of a row: `k·q·p + l·s·r` multiply-adds; x and y pass through memory once, u through the L2 cache. The same
-//! problem gives the same bits: every sum has one order, whoever makes it.
+//! λ])`. Cost of a row: `k·q·p + l·s·r` multiply-adds; x and y pass through memory once, u through the L2 cache or, by the
+//! kernels of [`RESIDENT`], shared memory. The same problem gives the same bits: every sum has one order, whoever makes it.
 
 mod resident;
 
@@ -67,7 +67,7 @@ pub struct Operands<'a> {
 /// Whether the device has what the kernel is written for.
 #[must_use]
 pub fn supported(device: &Device) -> bool {
-    device.properties().capability == (9, 0)
+    device.properties().is_hopper()
 }
 
 impl Plan {

@@ -61,7 +61,7 @@ pub struct Operands<'a> {
 /// Whether the device has what the kernel is written for.
 #[must_use]
 pub fn supported(device: &Device) -> bool {
-    device.properties().capability == (9, 0)
+    device.properties().is_hopper()
 }
 
 /// Queues the making of what [`Operands::packed`] is of the stored `values`, for a pattern that is not packed.

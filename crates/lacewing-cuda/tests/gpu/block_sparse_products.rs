@@ -120,7 +120,7 @@ fn block_sparse_products_agree_with_f64_at_tile_edges() {
 #[test]
 fn warpgroup_products_agree_with_f64_at_tile_edges() {
     let Some(device) = device() else { return };
-    if device.properties().capability != (9, 0) {
+    if !device.properties().is_hopper() {
         return eprintln!("skipped: not a Hopper GPU");
     }
     for rows in [128, 200, 256, 513] {
@@ -145,7 +145,7 @@ fn warpgroup_products_agree_with_f64_at_tile_edges() {
 #[test]
 fn persistent_products_agree_with_f64_at_tile_edges() {
     let Some(device) = device() else { return };
-    if device.properties().capability != (9, 0) {
+    if !device.properties().is_hopper() {
         return eprintln!("skipped: not a Hopper GPU");
     }
     // Low tiles, high ones, and more than 32 steps; the last row tile is cut, a panel is empty, lines are not paired up.
@@ -168,7 +168,7 @@ fn persistent_products_agree_with_f64_at_tile_edges() {
 #[test]
 fn a_persistent_product_has_the_same_bits_every_time() {
     let Some(device) = device() else { return };
-    if device.properties().capability != (9, 0) {
+    if !device.properties().is_hopper() {
         return eprintln!("skipped: not a Hopper GPU");
     }
     let (n, rows) = (2048, 4096);

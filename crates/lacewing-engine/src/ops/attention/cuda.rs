@@ -55,8 +55,7 @@ macro_rules! kernels {
 
 static KERNELS: &[Kernels] = &[kernels!(32, 256), kernels!(64, 224), kernels!(128, 128)];
 
-/// What the warpgroup kernels take: their instructions, their head dimension, and from where on they are faster.
-const WIDE_CAPABILITY: (u32, u32) = (9, 0);
+/// What the warpgroup kernels take: their head dimension, and from where on they are faster.
 const WIDE_DIM: usize = 64;
 const WIDE_TOKENS_MIN: usize = 100;
 const WIDE_FORWARD_TOKENS_MAX: usize = 256;
@@ -227,7 +226,7 @@ fn kernels_for(sizes: Sizes, views: &[&[Rows<'_>]]) -> Option<&'static Kernels> 
 }
 
 fn is_wide(gpu: &Device, sizes: Sizes, tokens_max: usize) -> bool {
-    gpu.properties().capability == WIDE_CAPABILITY
+    gpu.properties().is_hopper()
         && sizes.dim == WIDE_DIM
         && (WIDE_TOKENS_MIN..=tokens_max).contains(&sizes.tokens)
 }
