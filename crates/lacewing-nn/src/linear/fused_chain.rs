@@ -39,10 +39,6 @@ const FEW_ROWS_WHOLE: usize = 12;
 /// with blocks of 256 × 256 a training step took 0.6 of the time, with 32 × 32 and smaller ones 1.4 to 2.3.
 const LARGE_BLOCK: usize = 64 * 64;
 
-/// Weights of a block and rows from which on the forward pass is faster factor by factor as well: a matrix library cuts such
-/// products to the cache. With blocks of 1024 × 1024 it took 0.85 of the time at 1024 rows, and 1.1 at 128.
-const HUGE_BLOCK: (usize, usize) = (512 * 512, 256);
-
 fn plan(problem: &Problem<'_>) -> Option<ChainPlan> {
     let Form::Chain(chain) = problem.structure.form() else { return None };
     ChainPlan::new(chain)
@@ -91,8 +87,7 @@ impl Product for FusedChain {
             || self.plain && weights_of_factor >= 2 * FEW_ROWS_WEIGHTS && rows <= FEW_ROWS_PLAIN
             || self.whole && rows <= FEW_ROWS_WHOLE;
         let train = self.largest >= LARGE_BLOCK && weights.iter().chain([x]).any(|var| cx.records(&[var]));
-        let huge = self.largest >= HUGE_BLOCK.0 && rows >= HUGE_BLOCK.1;
-        if few || train || huge || rows >= PLAIN_ROWS && self.plain {
+        if few || train || rows >= PLAIN_ROWS && self.plain {
             return self.links.run(cx, x, weights, bias, act);
         }
         let source = |step: &Step| match step {
