@@ -1,7 +1,7 @@
 //! Kernels of a GPU against cuBLASLt in one run, bf16, with a cold L2 cache: `cargo bench -p lacewing-cuda --bench cold`.
 //!
-//! Prints CSV. Each pass is timed alone, after 256 MiB were written; medians of [`PASSES`],
-//! after 200 ms of them.
+//! Prints CSV. Each pass is timed alone, after 256 MiB were written; medians of [`PASSES`], after
+//! [`SETTLES`] of them.
 //! Arguments choose the cases whose names contain one of them. Products are checked in `tests/gpu/`.
 
 use half::bf16;

@@ -1,6 +1,7 @@
 //! Kernels: a compiled module on the device, an entry of it, and its launch.
 
 use super::driver::{Context, check};
+use super::lock;
 use super::memory::Region;
 use super::tensor_map::TensorMap;
 use crate::CudaError;
@@ -190,7 +191,7 @@ impl Function {
     /// What the driver answers.
     pub fn clusters(&self, size: u32, threads: u32, shared_bytes: u32) -> Result<usize, CudaError> {
         let inner = &*self.0;
-        let mut known = inner.clusters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut known = lock(&inner.clusters);
         let question = [size, threads, shared_bytes];
         if let Some(&(_, answer)) = known.iter().find(|(asked, _)| *asked == question) {
             return Ok(answer);

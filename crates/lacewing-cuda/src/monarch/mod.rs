@@ -196,10 +196,12 @@ impl Plan {
             let expected = "as many as 32 bits count, and their items".to_owned();
             return Err(CudaError::Dimension { call: CALL, dimension: "rows", expected, got: rows });
         }
-        if let Some(resident) = Resident::of(self.factors)
+        // They read biases 16 bytes at a time.
+        let aligned = finish.bias.is_none_or(|bias| bias.ptr().is_multiple_of(16));
+        if let Some(resident) = Resident::of(self.factors).filter(|_| aligned)
             && let Some(kernel) = resident.load(device)?
         {
-            // SAFETY: sizes and addresses were seen above.
+            // SAFETY: sizes and addresses were seen above, the bias's just now.
             return unsafe { resident.run(kernel, rows, operands) };
         }
         let thread_blocks = device.properties().sm_count.min(n_items);

@@ -104,7 +104,7 @@ impl Resident {
     ///
     /// # Safety
     ///
-    /// The operands are on the device, as large as a map of these sizes of so many rows has them, and at multiples of 16 bytes.
+    /// The operands are on the device, as large as a map of these sizes of so many rows has them, and at multiples of 16 bytes, the bias too.
     pub(super) unsafe fn run(
         &self,
         (function, clusters): (Function, usize),
@@ -128,6 +128,30 @@ impl Resident {
                 self.shared_bytes() as u32,
                 &args,
             )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RESIDENT;
+
+    #[test]
+    fn rows_say_what_their_sources_are_compiled_with_and_fit_shared_memory() {
+        for row in &RESIDENT {
+            let constant =
+                |name| row.constants.iter().find(|(known, _)| *known == name).map(|&(_, n)| n as usize);
+            let of = |name| constant(name).expect("a constant of both sources");
+            assert_eq!(
+                (of("BLOCKS"), of("SIDE"), of("TILE")),
+                (row.blocks, row.side, row.tile),
+                "{}",
+                row.entry
+            );
+            assert_eq!(constant("CLUSTER").unwrap_or(1), row.cluster, "{}", row.entry);
+            let ways = if row.cluster > 1 { 2 } else { 1 };
+            assert_eq!(of("X_ROOMS") + ways * (of("U_ROOMS") + of("Y_ROOMS")), row.rooms, "{}", row.entry);
+            assert!(row.shared_bytes() <= (227 << 10) - 512, "{}: {}", row.entry, row.shared_bytes());
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Monarch maps on a Hopper GPU, both factors in one launch: what lies between them stays in the L2 cache.
+//! Monarch maps on a Hopper GPU, both factors in one launch: what lies between them stays in the L2 cache or the
+//! multiprocessors.
 //!
-//! For passes that record nothing. Others, other GPUs and few rows go the way that would be taken without it.
+//! For passes that record nothing. Others, other GPUs and rows too few to pay go the way that would be taken without it.
 
 use super::chain::{self, Blocks};
 use super::{DeviceKind, Fill, Kernel, Problem, Product, composed};
