@@ -12,18 +12,30 @@ fn every_source_compiles() {
 
 #[test]
 fn the_monarch_kernel_compiles_for_every_kind_of_size() {
-    let plans: Vec<Plan> =
-        [(1024, 1024, 32), (768, 3072, 8), (3072, 768, 8), (2048, 2048, 16), (4096, 4096, 32)]
-            .into_iter()
-            .map(|(n_in, n_out, blocks): (usize, usize, usize)| {
-                let (p, s) = (n_in / blocks, n_out / blocks);
-                let factors = MonarchFactors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) };
-                Plan::new(factors).expect("sizes that the kernel takes")
-            })
-            .collect();
+    let plans: Vec<Plan> = [
+        (1024, 1024, 32),
+        (768, 3072, 8),
+        (768, 2304, 8),
+        (3072, 768, 8),
+        (256, 256, 8),
+        (512, 2048, 8),
+        (1024, 1024, 8),
+        (2048, 2048, 16),
+        (4096, 2048, 8),
+        (1024, 512, 16),
+        (4096, 4096, 32),
+    ]
+    .into_iter()
+    .map(|(n_in, n_out, blocks): (usize, usize, usize)| {
+        let (p, s) = (n_in / blocks, n_out / blocks);
+        let factors = MonarchFactors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) };
+        Plan::new(factors).expect("sizes that the kernel takes")
+    })
+    .collect();
     let mut sources: Vec<_> =
         plans.iter().map(|plan| (&monarch::SOURCE, plan.constants().to_vec())).collect();
-    sources.extend(monarch::RESIDENT.iter().map(|row| (&row.source, row.constants.to_vec())));
+    let resident = plans.iter().filter_map(Plan::resident).map(monarch::Resident::source);
+    sources.extend(resident.map(|(source, constants)| (source, constants.to_vec())));
     compile_all_with_test(&sources);
 }
 

@@ -556,10 +556,11 @@ fn the_kernel_is_the_first_that_takes_the_problem_and_pays() {
     assert_eq!(on(gpu, wide.as_ref(), DType::Bf16, None), "fused_monarch");
     assert_eq!(on(gpu, resident.as_ref(), DType::Bf16, None), "fused_monarch");
     assert_eq!(on(gpu, wide.as_ref(), DType::F32, None), "chain");
-    let [few, narrow] = [(4096, 4), (768, 8)].map(|(n, blocks)| {
+    let [few, many_rows, narrow] = [(4096, 4), (768, 8), (256, 8)].map(|(n, blocks)| {
         lacewing_core::build(&json!({"structure": "monarch", "blocks": blocks}), n, n, 0, None).unwrap()
     });
     assert_eq!(on(gpu, few.as_ref(), DType::Bf16, None), "composed", "4 blocks: no fused kernel");
+    assert_eq!(on(gpu, many_rows.as_ref(), DType::Bf16, None), "fused_monarch", "from some thousand rows on");
     assert_eq!(on(gpu, narrow.as_ref(), DType::Bf16, None), "composed", "a dense product is as fast");
     for (blocks, expected) in [(4, "chain"), (8, "composed")] {
         let config = json!({"structure": "block_diagonal", "blocks": blocks});

@@ -135,17 +135,21 @@ __device__ __forceinline__ void cluster_sync() {
     cluster_arrive();
     cluster_wait();
 }
+// Where what is `here` in one's own shared memory is in that of another thread block of the cluster.
+__device__ __forceinline__ u32 address_at(u32 here, u32 rank) {
+    u32 there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+    return there;
+}
 // At the barrier of another thread block of the cluster, for memory that is read by the tensor cores and written by the copy
 // engine alone: neither needs the fence that a release to the cluster would be, half of the time of a product.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" :: "r"(barrier), "r"(rank) : "memory");
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(barrier) : "memory");
 }
-// From shared memory to that of another thread block of the cluster, which gets the bytes at its own barrier.
-__device__ __forceinline__ void copy_to(u32 to, u32 from, u32 bytes, u32 barrier, u32 rank) {
-    asm volatile("{\n.reg .b32 there, bell;\nmapa.shared::cluster.u32 there, %0, %4;\nmapa.shared::cluster.u32 bell, %3, %4;\n"
-                 "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [there], [%1], %2, [bell];\n}"
-                 :: "r"(to), "r"(from), "r"(bytes), "r"(barrier), "r"(rank) : "memory");
+// From shared memory to that of another thread block of the cluster, which gets the bytes at its own barrier; `to` and `barrier` there.
+__device__ __forceinline__ void copy_to(u32 to, u32 from, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :: "r"(to), "r"(from), "r"(bytes), "r"(barrier) : "memory");
 }
 // To the same place of every thread block in `mask`, each of which gets all bytes at its own barrier.
 __device__ __forceinline__ void copy_box_to(u32 to, const TensorMap* map, u32 line, u32 row, u32 barrier, u16 mask) {
@@ -154,14 +158,24 @@ __device__ __forceinline__ void copy_box_to(u32 to, const TensorMap* map, u32 li
                  :: "r"(to), "l"(map), "r"(0), "r"(row), "r"(line), "r"(barrier), "h"(mask) : "memory");
 }
 
-// ---- copies from shared memory ----
+// ---- copies from registers and shared memory ----
 
+// 16 bytes to a multiple of 16. The compiler makes four stores of an assignment that it cannot prove to be aligned.
+__device__ __forceinline__ void store_16(void* to, const u32 (&words)[4]) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :: "l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
+}
+
+// The same, to shared memory.
+__device__ __forceinline__ void store_16_shared(u32 to, const u32 (&words)[4]) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :: "r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
+}
 // Four 8x8 tiles of 16-bit numbers, each transposed, as `load_tiles_transposed` reads them.
 __device__ __forceinline__ void store_tiles_transposed(u32 row, const u32 (&from)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
                  :: "r"(row), "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3]) : "memory");
 }
-
 // What threads wrote to shared memory becomes visible to the copy engine and the tensor cores.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -110,9 +110,12 @@ __device__ __forceinline__ void load_tiles(u32 (&to)[4], const void* row) {
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
 }
 // The same, each tile transposed.
-__device__ __forceinline__ void load_tiles_transposed(u32 (&to)[4], const void* row) {
+__device__ __forceinline__ void load_tiles_transposed(u32 (&to)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
+}
+__device__ __forceinline__ void load_tiles_transposed(u32 (&to)[4], const void* row) {
+    load_tiles_transposed(to, shared_address(row));
 }
 // d[16, 8] += a[16, 16] b[16, 8], bf16 inputs, f32 sums. Of d, a lane holds rows lane/4 (d0, d1) and lane/4 + 8
 // (d2, d3), columns 2 (lane % 4) and the next.

@@ -46,11 +46,9 @@ __device__ __forceinline__ void product_of(float (&c)[4][4], const u32 (&a)[4], 
                  : SUMS_16(c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
 }
 
-// Takes what `monarch_single` takes; results leave without `y_map`.
 extern "C" __global__ void __launch_bounds__(512, 1) __cluster_dims__(CLUSTER, 1, 1)
-monarch_cluster(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
-                const bf16* __restrict__ first, const bf16* __restrict__ second, const bf16* __restrict__ bias,
-                bf16* __restrict__ y, u32 rows, u32 activation) {
+monarch_cluster(const __grid_constant__ TensorMap x_map, bf16* __restrict__ y, const bf16* __restrict__ first,
+                const bf16* __restrict__ second, const bf16* __restrict__ bias, u32 rows, u32 activation) {
     extern __shared__ uint4 shared[];
     __shared__ u64 x_full[X_ROOMS], x_free[X_ROOMS];
     __shared__ u64 u_sent[U_ROOMS], u_full[U_ROOMS], u_used[U_ROOMS], u_free[U_ROOMS];
@@ -129,7 +127,7 @@ monarch_cluster(const __grid_constant__ TensorMap x_map, const __grid_constant__
         publish();
         asm volatile("bar.sync %0, 128;" :: "r"(4 + group) : "memory");
         if (threadIdx.x % 128 < CLUSTER)
-            for (u32 i = 0; i < n_rooms; ++i) barrier_arrive_at(of(free[i]), threadIdx.x % 128);
+            for (u32 i = 0; i < n_rooms; ++i) barrier_arrive_at(address_at(of(free[i]), threadIdx.x % 128));
     };
 
     u32 room = 0, parity = 0, out = 0, out_parity = 0;
@@ -169,14 +167,15 @@ monarch_cluster(const __grid_constant__ TensorMap x_map, const __grid_constant__
             for (u32 tile = tile0; tile < n_tiles; tile += n_clusters) {
                 const auto send = [&](u32 from, u32 at, u64& barrier) {
                     if (to == rank) return barrier_arrive(of(barrier));
-                    copy_to(base + at + room * BYTES + rank * SENT, base + from + room * BYTES + to * SENT, SENT, of(barrier), to);
+                    copy_to(address_at(base + at + room * BYTES + rank * SENT, to), base + from + room * BYTES + to * SENT, SENT,
+                            address_at(of(barrier), to));
                 };
                 if (warp == 1) {
                     barrier_wait(of(u_sent[room]), parity);
                     send(U_SENT_AT, U_AT, u_full[room]);
                 } else if (warp == 2) {
                     barrier_wait(of(u_used[room]), parity);
-                    barrier_arrive_at(of(u_free[room]), to);
+                    barrier_arrive_at(address_at(of(u_free[room]), to));
                 } else {
                     barrier_wait(of(y_sent[room]), parity);
                     send(Y_SENT_AT, Y_AT, y_full[room]);
@@ -200,11 +199,10 @@ monarch_cluster(const __grid_constant__ TensorMap x_map, const __grid_constant__
                 u32 words[4];
                 load_tiles_transposed(words, from + room * BYTES + (of_tile ^ lane % 8) * 16);
                 const u32 row = tile * TILE + of_tile;
-                if (row < rows)
-                    *reinterpret_cast<uint4*>(to + (size_t)row * (BLOCKS * SIDE)) = make_uint4(words[0], words[1], words[2], words[3]);
+                if (row < rows) store_16(to + (size_t)row * (BLOCKS * SIDE), words);
             }
             asm volatile("bar.sync 1, 128;" ::: "memory");
-            if (threadIdx.x % 128 < CLUSTER) barrier_arrive_at(of(y_free[room]), threadIdx.x % 128);
+            if (threadIdx.x % 128 < CLUSTER) barrier_arrive_at(address_at(of(y_free[room]), threadIdx.x % 128));
             next_room<Y_ROOMS>(room, parity);
         }
     } else if (group == 0) {

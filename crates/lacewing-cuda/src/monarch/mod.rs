@@ -2,7 +2,7 @@
 //!
 //! `u[κ·q + j] = Σ_i first[κ, j, i] x[κ·p + i]`, rounded to bf16, then `y[σ·l + λ] = f(b[σ·l + λ] + Σ_ρ second[λ, σ, ρ] u[ρ·l +
 //! λ])`. Cost of a row: `k·q·p + l·s·r` multiply-adds; x and y pass through memory once, u through the L2 cache or, by the
-//! kernels of [`RESIDENT`], shared memory. The same problem gives the same bits: every sum has one order, whoever makes it.
+//! kernels whose weights stay in registers, shared memory. The same problem gives the same bits: every sum has one order, whoever makes it.
 
 mod resident;
 
@@ -10,7 +10,7 @@ use crate::source::hopper;
 use crate::{Constant, CudaError, Device, Finish, Region, Source, TensorMap, Type};
 use lacewing_core::chains::MonarchFactors;
 
-pub use resident::{RESIDENT, Resident};
+pub use resident::Resident;
 
 /// The source of the kernel for all sizes, which [`Plan::constants`] go with.
 pub static SOURCE: Source = hopper!("monarch_fused", "fused.cu");
@@ -47,6 +47,7 @@ pub struct Plan {
     /// Items of a row tile.
     items: (usize, usize),
     shared_bytes: usize,
+    resident: Option<Resident>,
 }
 
 /// The operands: bf16, row-major, each but the bias at a multiple of 16 bytes.
@@ -132,6 +133,7 @@ impl Plan {
             depth,
             items: (k * q / (2 * group), HIGH / low * (s / width) * (l / lambdas)),
             shared_bytes: rooms * room + out + ROOM_START,
+            resident: Resident::new(factors),
         })
     }
 
@@ -141,11 +143,11 @@ impl Plan {
         self.factors
     }
 
-    /// Whether a device that has room for it takes a kernel of [`RESIDENT`]: what lies between the factors then never leaves the
+    /// The kernel that a device with room for it takes instead: what lies between the factors then never leaves the
     /// multiprocessors.
     #[must_use]
-    pub fn is_resident(&self) -> bool {
-        Resident::of(self.factors).is_some()
+    pub fn resident(&self) -> Option<&Resident> {
+        self.resident.as_ref()
     }
 
     /// What [`SOURCE`] is compiled with.
@@ -198,7 +200,7 @@ impl Plan {
         }
         // They read biases 16 bytes at a time.
         let aligned = finish.bias.is_none_or(|bias| bias.ptr().is_multiple_of(16));
-        if let Some(resident) = Resident::of(self.factors).filter(|_| aligned)
+        if let Some(resident) = self.resident.as_ref().filter(|_| aligned)
             && let Some(kernel) = resident.load(device)?
         {
             // SAFETY: sizes and addresses were seen above, the bias's just now.

@@ -1,98 +1,164 @@
-//! Maps of 32 blocks whose weights stay in registers: of a thread block where they are 32 x 32, of a cluster of sixteen where
-//! they are 128 x 128. What lies between the factors then needs shared memory alone, and x and y pass through memory once.
+//! Maps whose weights stay in registers: of a thread block where they are small, of a cluster of eight or sixteen where they are
+//! larger. What lies between the factors then needs shared memory alone, and x and y pass through memory once.
 
-use super::Operands;
+use super::{Operands, ROOM_START, SHARED_BYTES};
 use crate::source::hopper;
 use crate::{Constant, CudaError, Device, Function, Source, TensorMap};
 use lacewing_core::chains::MonarchFactors;
 
-/// A kernel and the one map it is for.
-#[derive(Debug)]
+/// A map as one of the kernels takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resident {
-    /// Its source.
-    pub source: Source,
-    /// What that is compiled with.
-    pub constants: &'static [Constant],
-    entry: &'static str,
-    /// Blocks of either factor, and rows and columns of a block.
-    blocks: usize,
-    side: usize,
+    source: &'static Source,
+    constants: Vec<Constant>,
+    factors: MonarchFactors,
     /// Thread blocks that hold the weights together, and their threads.
     cluster: usize,
     threads: usize,
-    /// Rows of a row tile, and how many of them a thread block has room for: of x, u and y.
+    /// Rows of a row tile, and columns of a line of it.
     tile: usize,
+    line: usize,
+    /// Columns of a line of y, and rows of a box, where results leave through a tensor map.
+    stores: Option<(usize, usize)>,
+    /// Bytes of all rooms.
     rooms: usize,
 }
 
-/// A table of [`Resident`] rows. The numbers of a row are those of its constants.
-pub static RESIDENT: [Resident; 2] = [
-    Resident {
-        source: hopper!("monarch_single", "single.cu"),
-        constants: &[
-            ("BLOCKS", 32),
-            ("SIDE", 32),
-            ("TILE", 16),
-            ("X_ROOMS", 3),
-            ("U_ROOMS", 2),
-            ("Y_ROOMS", 2),
-        ],
-        entry: "monarch_single",
-        blocks: 32,
-        side: 32,
-        cluster: 1,
-        threads: 384,
-        tile: 16,
-        rooms: 3 + 2 + 2,
-    },
-    Resident {
-        source: hopper!("monarch_cluster", "cluster.cu"),
-        constants: &[
-            ("BLOCKS", 32),
-            ("SIDE", 128),
-            ("CLUSTER", 16),
-            ("TILE", 32),
-            ("X_ROOMS", 2),
-            ("U_ROOMS", 3),
-            ("Y_ROOMS", 3),
-        ],
-        entry: "monarch_cluster",
-        blocks: 32,
-        side: 128,
-        cluster: 16,
-        threads: 512,
-        tile: 32,
-        // Of u and y as they leave and as they arrive.
-        rooms: 2 + 2 * 3 + 2 * 3,
-    },
-];
+/// The kernels, named as the entries of their sources: each has the map as it takes it, if it does.
+const KERNELS: [fn(MonarchFactors) -> Option<Resident>; 3] = [single, cluster, eight];
 
-/// Columns of a line of a tile.
-const LINE: usize = 64;
-/// Rooms start at multiples of it; what a thread block gets does not.
-const ROOM_START: usize = 1024;
+static SINGLE: Source = hopper!("monarch_single", "single.cu");
+static CLUSTER: Source = hopper!("monarch_cluster", "cluster.cu");
+static EIGHT: Source = hopper!("monarch_eight", "eight.cu");
+
+/// Bytes of a number.
+const NUMBER: usize = 2;
+/// Registers of warps that only copy, and of a multiprocessor.
+const COPIES_REGISTERS: usize = 48;
+const REGISTERS: usize = 64 << 10;
+/// Threads of a warpgroup.
+const GROUP: usize = 128;
+/// Shared memory that is left when a kernel of this folder has its barriers.
+const ROOMS_BYTES: usize = SHARED_BYTES - ROOM_START - 1024;
+
+/// As many blocks of so many rows and columns in either factor.
+fn square(blocks: usize, side: usize) -> MonarchFactors {
+    MonarchFactors { k: blocks, q: side, p: side, l: blocks, s: side, r: side }
+}
+
+fn single(factors: MonarchFactors) -> Option<Resident> {
+    const TILE: usize = 16;
+    const ROOMS: [(&str, usize); 3] = [("X_ROOMS", 3), ("U_ROOMS", 2), ("Y_ROOMS", 2)];
+    (factors == square(32, 32)).then(|| Resident {
+        source: &SINGLE,
+        constants: constants(&[("BLOCKS", 32), ("SIDE", 32), ("TILE", TILE)], &ROOMS),
+        factors,
+        cluster: 1,
+        threads: 3 * GROUP,
+        tile: TILE,
+        line: 64,
+        stores: Some((64, TILE)),
+        rooms: ROOMS.iter().map(|(_, count)| count * TILE * 1024 * NUMBER).sum(),
+    })
+}
+
+fn cluster(factors: MonarchFactors) -> Option<Resident> {
+    const TILE: usize = 32;
+    const OWN: usize = 4096 / 16;
+    const ROOMS: [(&str, usize); 3] = [("X_ROOMS", 2), ("U_ROOMS", 3), ("Y_ROOMS", 3)];
+    (factors == square(32, 128)).then(|| Resident {
+        source: &CLUSTER,
+        constants: constants(&[("BLOCKS", 32), ("SIDE", 128), ("CLUSTER", 16), ("TILE", TILE)], &ROOMS),
+        factors,
+        cluster: 16,
+        threads: 4 * GROUP,
+        tile: TILE,
+        line: 64,
+        stores: None,
+        // Of u and y as they leave and as they arrive.
+        rooms: (ROOMS[0].1 + 2 * ROOMS[1].1 + 2 * ROOMS[2].1) * TILE * OWN * NUMBER,
+    })
+}
+
+/// Eight blocks in either factor, sides that are multiples of 32, as far as registers and shared memory go.
+fn eight(factors: MonarchFactors) -> Option<Resident> {
+    const BLOCKS: usize = 8;
+    let MonarchFactors { k, q, p, l, s, r } = factors;
+    let sides = [p, q, s].iter().all(|&side| side > 0 && side.is_multiple_of(32) && side <= 1 << 16);
+    if (k, l) != (BLOCKS, BLOCKS) || q != r || !sides {
+        return None;
+    }
+    // Tall tiles wait less, and need more registers beside weights and sums.
+    [(64, 48), (32, 32)].into_iter().find_map(|(tile, other)| eight_with(factors, tile, other))
+}
+
+fn eight_with(factors: MonarchFactors, tile: usize, other: usize) -> Option<Resident> {
+    const CLUSTER: usize = 8;
+    let MonarchFactors { q, p, s, .. } = factors;
+    // What a thread block sends to each, in sixteens of numbers.
+    let [u, y] = [q, s].map(|side| (side / CLUSTER).div_ceil(16));
+    // Registers of so many warpgroups that make `sixteens` for each, of sums of so many steps of 16.
+    let registers = |groups: usize, sixteens: usize, steps: usize| {
+        let of_warp = CLUSTER * sixteens / (4 * groups);
+        let count = of_warp * (steps * 4 + tile / 2) + other;
+        (count <= 232).then_some(count.next_multiple_of(8))
+    };
+    let (groups, needed) = [(1, 1), (1, 2), (2, 1), (2, 2)].into_iter().find_map(|groups| {
+        let needed = (registers(groups.0, u, p / 16)?, registers(groups.1, y, CLUSTER * u)?);
+        let all = groups.0 + groups.1 + 1;
+        let given = REGISTERS / (all * GROUP) / 8 * 8 * all;
+        (groups.0 * needed.0 + groups.1 * needed.1 + COPIES_REGISTERS <= given).then_some((groups, needed))
+    })?;
+    // Bytes of a room: of x, of u and y as they leave and as they arrive, and of y in rows. What is left is for x.
+    let columns = [p, 2 * CLUSTER * u * 16, 2 * CLUSTER * y * 16, s];
+    let [x, u, y, out] = columns.map(|columns| tile * columns * NUMBER);
+    let counts = [(3, 3, 2), (3, 2, 2), (2, 2, 2), (2, 2, 1)];
+    let (x_rooms, (u_rooms, y_rooms, out_rooms)) = counts.into_iter().find_map(|counts| {
+        let left = ROOMS_BYTES.checked_sub(counts.0 * u + counts.1 * y + counts.2 * out)?;
+        (left / x >= 2).then_some(((left / x).min(6), counts))
+    })?;
+    let line = |columns: usize| if columns.is_multiple_of(64) { 64 } else { 32 };
+    let sizes = [("P", p), ("Q", q), ("S", s), ("TILE", tile), ("X_LINE", line(p)), ("Y_LINE", line(s))];
+    let groups_of = [("FIRST_GROUPS", groups.0), ("SECOND_GROUPS", groups.1)];
+    let registers = [("FIRST_REGISTERS", needed.0), ("SECOND_REGISTERS", needed.1)];
+    let rooms = [("X_ROOMS", x_rooms), ("U_ROOMS", u_rooms), ("Y_ROOMS", y_rooms), ("OUT_ROOMS", out_rooms)];
+    Some(Resident {
+        source: &EIGHT,
+        constants: constants(&[&sizes[..], &groups_of, &registers].concat(), &rooms),
+        factors,
+        cluster: CLUSTER,
+        threads: (groups.0 + groups.1 + 1) * GROUP,
+        tile,
+        line: line(p),
+        // Two warps store, half of the rows each.
+        stores: Some((line(s), tile / 2)),
+        rooms: x_rooms * x + u_rooms * u + y_rooms * y + out_rooms * out,
+    })
+}
+
+fn constants(sizes: &[(&'static str, usize)], rooms: &[(&'static str, usize)]) -> Vec<Constant> {
+    sizes.iter().chain(rooms).map(|&(name, count)| (name, count as u32)).collect()
+}
 
 impl Resident {
-    /// The row for these sizes.
-    pub(super) fn of(factors: MonarchFactors) -> Option<&'static Self> {
-        RESIDENT.iter().find(|row| {
-            let (blocks, side) = (row.blocks, row.side);
-            factors == MonarchFactors { k: blocks, q: side, p: side, l: blocks, s: side, r: side }
-        })
+    /// By the first kernel that takes it.
+    pub(super) fn new(factors: MonarchFactors) -> Option<Self> {
+        KERNELS.iter().find_map(|kernel| kernel(factors))
     }
 
-    /// Columns of x and y that a thread block has.
-    fn own_columns(&self) -> usize {
-        self.blocks * self.side / self.cluster
+    /// The kernel's source and what it is compiled with.
+    #[must_use]
+    pub fn source(&self) -> (&'static Source, &[Constant]) {
+        (self.source, &self.constants)
     }
 
     fn shared_bytes(&self) -> usize {
-        self.rooms * self.tile * self.own_columns() * 2 + ROOM_START
+        self.rooms + ROOM_START
     }
 
     /// The kernel, and how many of its clusters run at once: none on a device that has no room for one.
-    pub(super) fn load(&'static self, device: &Device) -> Result<Option<(Function, usize)>, CudaError> {
-        let function = device.function_with(&self.source, self.constants, self.entry)?;
+    pub(super) fn load(&self, device: &Device) -> Result<Option<(Function, usize)>, CudaError> {
+        let function = device.function_with(self.source, &self.constants, self.source.name)?;
         let clusters = match self.cluster {
             1 => device.properties().sm_count,
             size => function.clusters(size as u32, self.threads as u32, self.shared_bytes() as u32)?,
@@ -112,12 +178,19 @@ impl Resident {
         operands: &Operands<'_>,
     ) -> Result<(), CudaError> {
         let Operands { x, first, second, y, finish } = *operands;
-        let shape = (rows, self.blocks * self.side);
-        let map = |region| TensorMap::new(region, shape, LINE, (self.tile, self.own_columns() / LINE));
-        let maps = [map(x)?, map(y)?].map(Into::into);
-        let regions = [first.into(), second.into(), finish.bias.into(), y.into()];
+        let MonarchFactors { k, p, l, s, .. } = self.factors;
+        // A thread block has as many columns of either.
+        let map = |region, columns: usize, line: usize, box_rows| {
+            TensorMap::new(region, (rows, columns), line, (box_rows, columns / self.cluster / line))
+        };
+        let x_map = map(x, k * p, self.line, self.tile)?;
+        let y_arg = match self.stores {
+            Some((line, box_rows)) => map(y, l * s, line, box_rows)?.into(),
+            None => y.into(),
+        };
+        let operands = [x_map.into(), y_arg, first.into(), second.into(), finish.bias.into()];
         let sizes = [rows as u32, finish.activation as u32].map(Into::into);
-        let args = [&maps[..], &regions[..], &sizes[..]].concat();
+        let args = [&operands[..], &sizes].concat();
         let grid = clusters.min(rows.div_ceil(self.tile)) * self.cluster;
         // SAFETY: the kernel's parameters in its order; the operands are the caller's promise, the maps end where x and y do,
         // and the kernel guards what it stores by itself.
@@ -134,24 +207,28 @@ impl Resident {
 
 #[cfg(test)]
 mod tests {
-    use super::RESIDENT;
+    use super::*;
+
+    fn equal(n_in: usize, n_out: usize, blocks: usize) -> MonarchFactors {
+        let (p, s) = (n_in / blocks, n_out / blocks);
+        MonarchFactors { k: blocks, q: p.min(s), p, l: blocks, s, r: p.min(s) }
+    }
 
     #[test]
-    fn rows_say_what_their_sources_are_compiled_with_and_fit_shared_memory() {
-        for row in &RESIDENT {
-            let constant =
-                |name| row.constants.iter().find(|(known, _)| *known == name).map(|&(_, n)| n as usize);
-            let of = |name| constant(name).expect("a constant of both sources");
-            assert_eq!(
-                (of("BLOCKS"), of("SIDE"), of("TILE")),
-                (row.blocks, row.side, row.tile),
-                "{}",
-                row.entry
-            );
-            assert_eq!(constant("CLUSTER").unwrap_or(1), row.cluster, "{}", row.entry);
-            let ways = if row.cluster > 1 { 2 } else { 1 };
-            assert_eq!(of("X_ROOMS") + ways * (of("U_ROOMS") + of("Y_ROOMS")), row.rooms, "{}", row.entry);
-            assert!(row.shared_bytes() <= (227 << 10) - 512, "{}: {}", row.entry, row.shared_bytes());
+    fn layers_of_vits_are_taken_and_what_they_are_cut_into_fits() {
+        let layers =
+            [(768, 768), (768, 2304), (768, 3072), (3072, 768), (256, 256), (512, 2048), (1024, 1024)];
+        let eights = layers.map(|(n_in, n_out)| equal(n_in, n_out, 8));
+        for factors in [square(32, 32), square(32, 128)].into_iter().chain(eights) {
+            let resident = Resident::new(factors).unwrap_or_else(|| panic!("{factors:?}"));
+            assert!(resident.rooms <= ROOMS_BYTES, "{factors:?}: {}", resident.rooms);
+            assert!(resident.threads <= 5 * GROUP, "{factors:?}");
+            let names: Vec<_> = resident.constants.iter().map(|(name, _)| name).collect();
+            assert!((1..names.len()).all(|at| !names[..at].contains(&names[at])), "{names:?}");
+        }
+        let sizes = [equal(768, 3072, 16), equal(4096, 4096, 8), equal(768, 3072, 4), square(32, 64)];
+        for factors in sizes {
+            assert_eq!(Resident::new(factors), None, "{factors:?}");
         }
     }
 }

@@ -35,7 +35,7 @@ __device__ __forceinline__ u32 in_lines(u32 row, u32 eight) {
 extern "C" __global__ void __launch_bounds__(384, 1)
 monarch_single(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
                const bf16* __restrict__ first, const bf16* __restrict__ second, const bf16* __restrict__ bias,
-               bf16* __restrict__ y, u32 rows, u32 activation) {
+               u32 rows, u32 activation) {
     extern __shared__ uint4 shared[];
     __shared__ u64 x_full[X_ROOMS], x_free[X_ROOMS], u_full[U_ROOMS], u_free[U_ROOMS], y_full[Y_ROOMS], y_free[Y_ROOMS];
     const u32 base = (shared_address(shared) + 1023) & ~1023u;

@@ -214,7 +214,7 @@ __device__ __forceinline__ void multiply(
 #pragma unroll
                     for (u32 i = 0; i < 2; ++i) {
                         if (i == left) break;
-                        if (lane < CLUSTER) barrier_arrive_at(shared_address(&empty[first]), lane);
+                        if (lane < CLUSTER) barrier_arrive_at(address_at(shared_address(&empty[first]), lane));
                         if (++first == ROOMS) first = 0;
                     }
                 }

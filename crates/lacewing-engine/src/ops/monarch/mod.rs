@@ -19,9 +19,9 @@ impl MonarchPlan {
         Plan::new(factors).map(Self)
     }
 
-    /// Whether what lies between the factors stays in the multiprocessors ([`Plan::is_resident`]).
+    /// Whether what lies between the factors stays in the multiprocessors ([`Plan::resident`]).
     pub fn is_resident(&self) -> bool {
-        self.0.is_resident()
+        self.0.resident().is_some()
     }
 
     /// Whether the device has what the kernel is written for.
