@@ -1,7 +1,7 @@
 //! Kernels of a GPU against cuBLASLt in one run, bf16, with a cold L2 cache: `cargo bench -p lacewing-cuda --bench cold`.
 //!
-//! Prints CSV. Each pass is timed alone, after 256 MiB were written; medians of [`PASSES`], after
-//! [`SETTLES`] of them.
+//! Prints CSV. Each product is measured by itself: three passes to warm up, three to estimate by, then [`LASTS_MS`] of passes, each
+//! after 256 MiB were written four times, or once before products that take longer than [`SHORT_MS`]; medians.
 //! Arguments choose the cases whose names contain one of them. Products are checked in `tests/gpu/`.
 
 use half::bf16;
@@ -13,11 +13,11 @@ use lacewing_cuda::monarch::{Operands, Plan};
 use lacewing_cuda::two_four::{self, TwoFourPattern};
 use lacewing_cuda::{CudaError, Device, Finish, Region, Type};
 use lacewing_testkit::uniform;
-use std::time::{Duration, Instant};
 
-/// How long a product runs before it is measured, and how often it is then, at least and at most.
-const SETTLES: Duration = Duration::from_millis(200);
-const PASSES: (usize, usize) = (7, 60);
+/// How long a product is measured, in how many passes at least and at most, and what is a short one.
+const LASTS_MS: f32 = 40.0;
+const PASSES: (usize, usize) = (7, 120);
+const SHORT_MS: f32 = 0.6;
 const FLUSH_BYTES: usize = 256 << 20;
 /// Values drawn once and repeated: a tensor core's power, and so its clock, depends on what it multiplies.
 const DRAWN: usize = 1 << 20;
@@ -47,22 +47,20 @@ impl Bench {
         self.wanted.is_empty() || self.wanted.iter().any(|part| name.contains(part.as_str()))
     }
 
-    /// Median milliseconds of each in its own steady state: a product that takes all power lowers the clock for a while, its own
-    /// or another's. Before each pass the caches are filled with something else, while the host queues it.
+    /// Median milliseconds of each, one after the other: what a product does to the clock, itself meets alone.
     fn time(&self, works: &[&Work<'_>]) -> Result<Vec<f64>, CudaError> {
-        let pass = |work: &Work<'_>| {
-            self.device.zero(&self.flush)?;
-            self.device.milliseconds(work)
-        };
         let time = |work: &&Work<'_>| {
-            let began = Instant::now();
-            let mut warm = 0;
-            while warm < 3 || began.elapsed() < SETTLES {
-                pass(work)?;
-                warm += 1;
-            }
-            let passes = warm.clamp(PASSES.0, PASSES.1);
-            let mut samples = (0..passes).map(|_| pass(work)).collect::<Result<Vec<f32>, CudaError>>()?;
+            let thrice = || (0..3).try_for_each(|_| work());
+            thrice()?;
+            let estimate = self.device.milliseconds(thrice)? / 3.0;
+            // Writing keeps the GPU busy while the host queues the pass, and lets it cool after a product that draws all power.
+            let writes = if estimate < SHORT_MS { 4 } else { 1 };
+            let pass = |_| {
+                (0..writes).try_for_each(|_| self.device.zero(&self.flush))?;
+                self.device.milliseconds(work)
+            };
+            let passes = ((LASTS_MS / estimate) as usize).clamp(PASSES.0, PASSES.1);
+            let mut samples = (0..passes).map(pass).collect::<Result<Vec<f32>, CudaError>>()?;
             samples.sort_by(f32::total_cmp);
             Ok(f64::from(samples[passes / 2]))
         };
@@ -155,7 +153,8 @@ impl Bench {
         let ms = self.time(&[&|| matmul::run(&self.device, &forward, &x, &weight, &y, None), &|| {
             plan.run(&self.device, rows, &operands)
         }])?;
-        println!("{name},fused,{:.1},{:.2},,,,,,", ms[1] * 1e3, ms[0] / ms[1]);
+        let kernel = plan.resident().map_or("monarch_fused", |resident| resident.source().0.name);
+        println!("{name},{kernel},{:.1},{:.2},,,,,,", ms[1] * 1e3, ms[0] / ms[1]);
         Ok(())
     }
 }
@@ -322,8 +321,10 @@ fn main() -> Result<(), CudaError> {
     for rows in [1024, 4096, 32768] {
         bench.monarch((1024, 1024), rows, 32)?;
     }
-    for shape in [(768, 3072), (3072, 768)] {
-        bench.monarch(shape, 32768, 8)?;
+    for shape in [(768, 3072), (3072, 768), (768, 768)] {
+        for rows in [256, 1024, 2048, 8192, 32768] {
+            bench.monarch(shape, rows, 8)?;
+        }
     }
     for shape in [(4096, 16384), (16384, 4096)] {
         bench.two_four(shape, 8192)?;
