@@ -171,11 +171,13 @@ __device__ __forceinline__ void store_16_shared(u32 to, const u32 (&words)[4]) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
                  :: "r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
 }
+
 // Four 8x8 tiles of 16-bit numbers, each transposed, as `load_tiles_transposed` reads them.
 __device__ __forceinline__ void store_tiles_transposed(u32 row, const u32 (&from)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
                  :: "r"(row), "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3]) : "memory");
 }
+
 // What threads wrote to shared memory becomes visible to the copy engine and the tensor cores.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -120,7 +120,7 @@ monarch_eight(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
     };
 
     if (group == FIRST_GROUPS + SECOND_GROUPS) {
-        take_registers<48>();
+        take_registers<COPIES_REGISTERS>();
         cluster_wait();
         if (warp == 0 && lane == 0) {
             for (u32 tile = tile0; tile < n_tiles; tile += n_clusters) {

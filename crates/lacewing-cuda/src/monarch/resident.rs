@@ -120,7 +120,11 @@ fn eight_with(factors: MonarchFactors, tile: usize, other: usize) -> Option<Resi
     let line = |columns: usize| if columns.is_multiple_of(64) { 64 } else { 32 };
     let sizes = [("P", p), ("Q", q), ("S", s), ("TILE", tile), ("X_LINE", line(p)), ("Y_LINE", line(s))];
     let groups_of = [("FIRST_GROUPS", groups.0), ("SECOND_GROUPS", groups.1)];
-    let registers = [("FIRST_REGISTERS", needed.0), ("SECOND_REGISTERS", needed.1)];
+    let registers = [
+        ("FIRST_REGISTERS", needed.0),
+        ("SECOND_REGISTERS", needed.1),
+        ("COPIES_REGISTERS", COPIES_REGISTERS),
+    ];
     let rooms = [("X_ROOMS", x_rooms), ("U_ROOMS", u_rooms), ("Y_ROOMS", y_rooms), ("OUT_ROOMS", out_rooms)];
     Some(Resident {
         source: &EIGHT,
