@@ -9,7 +9,7 @@ use lacewing_core::Activation;
 use lacewing_core::chains::MonarchFactors;
 use lacewing_cuda::dsd::{self, BlockPattern, KERNELS, Problem, Product};
 use lacewing_cuda::matmul::{self, Epilogue, Matmul};
-use lacewing_cuda::monarch::{Operands, Plan};
+use lacewing_cuda::monarch::{Gradients, Operands, Plan};
 use lacewing_cuda::two_four::{self, TwoFourPattern};
 use lacewing_cuda::{CudaError, Device, Finish, Region, Type};
 use lacewing_testkit::uniform;
@@ -160,6 +160,65 @@ impl Bench {
 }
 
 impl Bench {
+    /// A training step of a layer: forward as it keeps what the gradients need, then all gradients, each with a cold cache.
+    fn monarch_training(
+        &self,
+        (n_in, n_out): (usize, usize),
+        rows: usize,
+        blocks: usize,
+    ) -> Result<(), CudaError> {
+        let name = format!("monarch {blocks} {n_in}->{n_out} {rows} training");
+        let factors = factors(n_in, n_out, blocks);
+        let Some(plan) = Plan::new(factors).filter(|_| self.wants(&name)) else { return Ok(()) };
+        let device = &self.device;
+        let Some(training) = plan.training() else { return Ok(()) };
+        if !training.runs_on(device)? {
+            return Ok(());
+        }
+        let MonarchFactors { k, q, p, l, s, r } = factors;
+        let [x, d_y, y, d_x] = [n_in, n_out, n_out, n_in].map(|n| self.drawn(rows * n));
+        let (x, d_y, y, d_x) = (x?, d_y?, y?, d_x?);
+        let (first, second, weight) =
+            (self.drawn(k * q * p)?, self.drawn(l * s * r)?, self.drawn(n_in * n_out)?);
+        let [d_first, d_second, d_weight] =
+            [k * q * p, l * s * r, n_in * n_out].map(|len| device.region(len * 4));
+        let (d_first, d_second, d_weight) = (d_first?, d_second?, d_weight?);
+        let kept = device.region(training.kept_bytes(rows))?;
+        for region in [&d_first, &d_second, &d_weight] {
+            device.zero(region)?;
+        }
+        let forward = Matmul::new(rows, n_out, n_in, 1, false, true, Type::Bf16);
+        let backward = Matmul::new(rows, n_in, n_out, 1, false, false, Type::Bf16);
+        let gradient = Matmul {
+            d_type: Type::F32,
+            accumulate: true,
+            ..Matmul::new(n_out, n_in, rows, 1, true, false, Type::Bf16)
+        };
+        let operands = Operands { x: &x, first: &first, second: &second, y: &y, finish: Finish::default() };
+        let gradients = Gradients {
+            d_y: &d_y,
+            x: &x,
+            first: &first,
+            second: &second,
+            kept: &kept,
+            d_x: &d_x,
+            d_first: Some((&d_first, true)),
+            d_second: Some((&d_second, true)),
+        };
+        let dense = self.time(&[
+            &|| matmul::run(device, &forward, &x, &weight, &y, None),
+            &|| matmul::run(device, &backward, &d_y, &weight, &d_x, None),
+            &|| matmul::run(device, &gradient, &d_y, &x, &d_weight, None),
+        ])?;
+        let ours = self.time(&[&|| training.forward(device, rows, &operands, &kept), &|| {
+            training.backward(device, rows, &gradients)
+        }])?;
+        let (dense_all, all) = (dense.iter().sum::<f64>(), ours.iter().sum::<f64>());
+        let (us, x) = (ours[0] * 1e3, dense[0] / ours[0]);
+        println!("{name},monarch_cluster,{us:.1},{x:.2},,,,,{:.1},{:.2}", all * 1e3, dense_all / all);
+        Ok(())
+    }
+
     /// Any two of each four inputs.
     fn two_of_four(&self, (n_in, n_out): (usize, usize)) -> Result<TwoFourPattern, CudaError> {
         const PAIRS: [[u32; 2]; 6] = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]];
@@ -317,6 +376,9 @@ fn main() -> Result<(), CudaError> {
     }
     for rows in [256, 512, 1024, 2048, 8192, 32768] {
         bench.monarch((4096, 4096), rows, 32)?;
+    }
+    for rows in [2048, 8192, 32768] {
+        bench.monarch_training((4096, 4096), rows, 32)?;
     }
     for rows in [1024, 4096, 32768] {
         bench.monarch((1024, 1024), rows, 32)?;

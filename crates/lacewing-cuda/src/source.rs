@@ -33,17 +33,14 @@ pub struct Source {
     pub code: &'static str,
 }
 
-/// A [`Source`] of this folder for Hopper, after what such kernels share.
+/// A [`Source`] of the caller's folder for Hopper, its files in their order, after what all such kernels share.
 macro_rules! hopper {
-    ($name:literal, $file:literal) => {
+    ($name:literal, $($file:literal),+) => {
         $crate::Source {
             name: $name,
             code: concat!(
                 include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/device/hopper.cuh")),
-                "\n#line 1 \"",
-                $name,
-                "\"\n",
-                include_str!($file)
+                $("\n#line 1 \"", $file, "\"\n", include_str!($file)),+
             ),
         }
     };

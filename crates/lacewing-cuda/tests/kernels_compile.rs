@@ -36,6 +36,9 @@ fn the_monarch_kernel_compiles_for_every_kind_of_size() {
         plans.iter().map(|plan| (&monarch::SOURCE, plan.constants().to_vec())).collect();
     let resident = plans.iter().filter_map(Plan::resident).map(monarch::Resident::source);
     sources.extend(resident.map(|(source, constants)| (source, constants.to_vec())));
+    let training: Vec<_> = plans.iter().filter_map(Plan::training).flat_map(|t| t.sources()).collect();
+    assert_eq!(training.len(), 2, "of the one size that has them");
+    sources.extend(training);
     compile_all_with_test(&sources);
 }
 

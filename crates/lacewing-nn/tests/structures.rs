@@ -370,6 +370,57 @@ fn a_fused_monarch_layer_evaluates_as_it_trains() {
     }
 }
 
+/// On a GPU in bf16: a layer whose training is fused, and one that runs its factors one after the other.
+#[test]
+fn a_fused_monarch_layer_has_the_gradients_of_its_chain() {
+    for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
+        let (n, rows) = (4096, 1100);
+        let config = json!({"structure": "monarch", "blocks": 32});
+        let run = |kernel: &str| {
+            let structure = lacewing_core::build(&config, n, n, 3, None).unwrap();
+            let mut builder = ModelBuilder::new(device.clone(), DType::Bf16, 11).unwrap();
+            let options = LinearOptions { activation: ops::Activation::Gelu, ..LinearOptions::default() };
+            let linear = builder.root().linear_of("layer", structure, Some(kernel), options).unwrap();
+            let built = builder.finish().unwrap();
+            let tensor = |seed| {
+                let values = draw(rows * n, &mut Rng::new(seed));
+                ops::cast(&Tensor::from_f32(&device, &values, &[rows, n]).unwrap(), DType::Bf16).unwrap()
+            };
+            let pass = || {
+                let cx = Cx::training(built.params.clone(), StepRng::new(0, 0));
+                let input = cx.leaf(tensor(5));
+                let y = linear.forward(&cx, &input).unwrap();
+                let dx = cx.backward(&y, tensor(6)).unwrap().take(&input).unwrap();
+                let params = built.params.ids().map(|id| built.params.gradient(id).unwrap());
+                let all: Vec<Tensor> = [y.value().clone(), dx].into_iter().chain(params).collect();
+                all.iter().map(|tensor| tensor.to_f32().unwrap()).collect::<Vec<_>>()
+            };
+            let once = pass();
+            let twice = pass();
+            assert_eq!(once[..2], twice[..2], "{kernel}");
+            for (once, twice) in once[2..].iter().zip(&twice[2..]) {
+                let (norm, apart) =
+                    norm_and_distance(&once.iter().map(|v| 2.0 * v).collect::<Vec<_>>(), twice);
+                assert!(apart < 1e-6 * norm, "{kernel}: gradients are added up, {apart} of {norm}");
+            }
+            once
+        };
+        let (fused, chain) = (run("fused_monarch"), run("chain"));
+        assert_eq!(fused.len(), 5, "y, dx, and of two factors and a bias");
+        for (at, (fused, chain)) in fused.iter().zip(&chain).enumerate() {
+            let (norm, apart) = norm_and_distance(chain, fused);
+            assert!(norm > 0.0 && apart < 4.0 * 2f64.powi(-8) * norm, "result {at}: {apart} of {norm}");
+        }
+    }
+}
+
+fn norm_and_distance(a: &[f32], b: &[f32]) -> (f64, f64) {
+    let (norm, apart) = a.iter().zip(b).fold((0.0, 0.0), |(norm, apart), (a, b)| {
+        (norm + f64::from(*a).powi(2), apart + f64::from(a - b).powi(2))
+    });
+    (norm.sqrt(), apart.sqrt())
+}
+
 /// On a GPU in bf16: sparse tensor cores and a dense product of the weight filled in, forward and backward, and again when the
 /// weights were written.
 #[test]

@@ -66,6 +66,18 @@ __device__ __forceinline__ void product(float (&c)[COUNT][4], u32 at, u64 a, u64
     if constexpr (N == 256) PRODUCT(256, REGS_128, 128, 129, 130, 131, SUMS_64(c, at), SUMS_64(c, at + 16));
 }
 
+// c[64, 8 COUNT] = a[64, 16] b[16, 8 COUNT], added to what c holds if `adds`; a from registers.
+#define PRODUCT_OF(REGS, A0, A1, A2, A3, B, ADDS, ...)                                                                         \
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %" #ADDS ", 0;\n"                                                     \
+                 "wgmma.mma_async.sync.aligned.m64n" REGS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B                    \
+                 ", adds, 1, 1, 0;\n}"                                                                                         \
+                 : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((u32)adds) : "memory")
+template <u32 COUNT> __device__ __forceinline__ void product_of(bool adds, float (&c)[COUNT][4], const u32 (&a)[4], u64 b) {
+    static_assert(COUNT == 4 || COUNT == 8, "a width that is used");
+    if constexpr (COUNT == 4) PRODUCT_OF("32k16.f32.bf16.bf16 {" REGS_16, 16, 17, 18, 19, 20, 21, SUMS_16(c, 0));
+    else PRODUCT_OF("64k16.f32.bf16.bf16 {" REGS_32, 32, 33, 34, 35, 36, 37, SUMS_32(c, 0));
+}
+
 __device__ __forceinline__ void group_arrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING> __device__ __forceinline__ void group_wait() {

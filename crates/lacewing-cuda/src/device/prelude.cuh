@@ -105,10 +105,11 @@ template <int PENDING> __device__ __forceinline__ void copy_async_wait() {
 // ---- tensor cores ----
 
 // Four 8x8 tiles of 16-bit numbers; lane i gives the address of row i % 8 of tile i / 8.
-__device__ __forceinline__ void load_tiles(u32 (&to)[4], const void* row) {
+__device__ __forceinline__ void load_tiles(u32 (&to)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
 }
+__device__ __forceinline__ void load_tiles(u32 (&to)[4], const void* row) { load_tiles(to, shared_address(row)); }
 // The same, each tile transposed.
 __device__ __forceinline__ void load_tiles_transposed(u32 (&to)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -24,9 +24,34 @@ impl TensorMap {
     /// [`CudaError::Dimension`] for what the copy engine does not take, [`CudaError::OperandBytes`] if the region is smaller.
     pub fn new(
         region: &Region,
+        matrix: (usize, usize),
+        line: usize,
+        boxes: (usize, usize),
+    ) -> Result<Self, CudaError> {
+        Self::with_order(region, matrix, line, boxes, false)
+    }
+
+    /// The same with coordinates (column in the line, line, row): in shared memory the lines of a row stand side by side, swizzled
+    /// as if each were a row.
+    ///
+    /// # Errors
+    ///
+    /// As [`TensorMap::new`].
+    pub fn by_rows(
+        region: &Region,
+        matrix: (usize, usize),
+        line: usize,
+        boxes: (usize, usize),
+    ) -> Result<Self, CudaError> {
+        Self::with_order(region, matrix, line, boxes, true)
+    }
+
+    fn with_order(
+        region: &Region,
         (rows, cols): (usize, usize),
         line: usize,
         (box_rows, box_lines): (usize, usize),
+        by_rows: bool,
     ) -> Result<Self, CudaError> {
         const CALL: &str = "tensor map";
         let wrong = |dimension, expected: &str, got| {
@@ -58,9 +83,14 @@ impl TensorMap {
         } else {
             sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B
         };
-        let sizes = [line, rows, cols / line].map(|size| size as u64);
-        let strides = [cols * 2, line * 2].map(|stride| stride as u64);
-        let box_sizes = [line, box_rows, box_lines].map(|size| size as u32);
+        // Count, bytes from one to the next, and count in a box, of rows and of lines.
+        let mut outer = [(rows, cols * 2, box_rows), (cols / line, line * 2, box_lines)];
+        if by_rows {
+            outer.reverse();
+        }
+        let sizes = [line, outer[0].0, outer[1].0].map(|size| size as u64);
+        let strides = outer.map(|(_, stride, _)| stride as u64);
+        let box_sizes = [line, outer[0].2, outer[1].2].map(|size| size as u32);
         let mut map = Self([0; 16]);
         // SAFETY: writes 128 bytes, to an address that is a multiple of 64; the arrays hold three, two, three and three
         // numbers, as a tensor of three dimensions has. Nothing is read at the region's address.

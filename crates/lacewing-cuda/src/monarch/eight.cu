@@ -47,16 +47,6 @@ template <u32 REGISTERS> __device__ __forceinline__ void take_registers() {
 
 typedef float Sums[TILE / 8][4];  // 16 outputs of a warp, TILE rows
 
-// c[64, TILE] += a[64, 16] b[16, TILE], a from registers.
-#define PRODUCT_OF(N, REGS, A0, A1, A2, A3, B, ...)                                                                            \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3   \
-                 "}, %" #B ", 1, 1, 1, 0;" : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory")
-template <u32 COUNT> __device__ __forceinline__ void product_of(float (&c)[COUNT][4], const u32 (&a)[4], u64 b) {
-    static_assert(COUNT == 4 || COUNT == 8, "a tile of 32 or 64 rows");
-    if constexpr (COUNT == 4) PRODUCT_OF(32, REGS_16, 16, 17, 18, 19, 20, SUMS_16(c, 0));
-    else PRODUCT_OF(64, REGS_32, 32, 33, 34, 35, 36, SUMS_32(c, 0));
-}
-
 // Rows of a piece of y are exchanged by it, so that those which are read at once stand in eight banks.
 __device__ __forceinline__ u32 turn_of(u32 source) { return source % 2; }
 
@@ -209,13 +199,13 @@ monarch_eight(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
         const u32 there = address_at(base + U_AT + rank * U_SENT, to), bell = to == rank ? of(u_full[0]) : address_at(of(u_full[0]), to);
         for (u32 tile = tile0; tile < n_tiles; tile += n_clusters) {
             barrier_wait(of(x_full[room]), parity);
-            Sums sums[FIRST_OF_WARP] = {};
+            Sums sums[FIRST_OF_WARP];
             group_arrive();
 #pragma unroll
             for (u32 step = 0; step < FIRST_STEPS; ++step)
 #pragma unroll
                 for (u32 i = 0; i < FIRST_OF_WARP; ++i)
-                    product_of(sums[i], weights[i][step],
+                    product_of(step > 0, sums[i], weights[i][step],
                                by_lines<X_LINE>(base + X_AT + room * X_BYTES + step / (X_LINE / 16) * (TILE * X_LINE * 2)) + step % (X_LINE / 16) * ALONG);
             group_commit();
             await_room(to0, FIRST_OF_WARP / U_SIXTEENS, u_free[out]);
@@ -272,7 +262,7 @@ monarch_eight(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
             for (u32 step = 0; step < SECOND_STEPS; ++step)
 #pragma unroll
                 for (u32 i = 0; i < SECOND_OF_WARP; ++i)
-                    product_of(sums[i], weights[i][step], descriptor(base + U_AT + room * U_BYTES + step * SIXTEEN, TILE * 16, 128, 0));
+                    product_of(true, sums[i], weights[i][step], descriptor(base + U_AT + room * U_BYTES + step * SIXTEEN, TILE * 16, 128, 0));
             group_commit();
             await_room(to0, SECOND_OF_WARP / Y_SIXTEENS, y_free[out]);
             group_wait<0>();

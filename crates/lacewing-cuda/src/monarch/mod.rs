@@ -5,12 +5,14 @@
 //! kernels whose weights stay in registers, shared memory. The same problem gives the same bits: every sum has one order, whoever makes it.
 
 mod resident;
+mod training;
 
 use crate::source::hopper;
 use crate::{Constant, CudaError, Device, Finish, Region, Source, TensorMap, Type};
 use lacewing_core::chains::MonarchFactors;
 
 pub use resident::Resident;
+pub use training::{Gradients, Training};
 
 /// The source of the kernel for all sizes, which [`Plan::constants`] go with.
 pub static SOURCE: Source = hopper!("monarch_fused", "fused.cu");
@@ -163,32 +165,10 @@ impl Plan {
     /// [`CudaError::NoKernel`] on a device that is not [`supported`], [`CudaError::OperandBytes`], [`CudaError::WrongDevice`]
     /// or [`CudaError::Dimension`] before anything is queued, or what the driver answers.
     pub fn run(&self, device: &Device, rows: usize, operands: &Operands<'_>) -> Result<(), CudaError> {
+        self.check(device, rows, operands)?;
         let MonarchFactors { k, q, p, l, s, r } = self.factors;
-        if !supported(device) {
-            return Err(CudaError::NoKernel {
-                product: CALL,
-                problem: format!("{:?} on capability {:?}", self.factors, device.properties().capability),
-                kernels: SOURCE.name.to_owned(),
-            });
-        }
-        let bytes = Type::Bf16.size_bytes();
         let Operands { x, first, second, y, finish } = *operands;
-        let sizes = [
-            ("x", Some(x), rows * k * p),
-            ("first", Some(first), k * q * p),
-            ("second", Some(second), l * s * r),
-            ("bias", finish.bias, l * s),
-            ("y", Some(y), rows * l * s),
-        ];
-        for (name, region, len) in sizes {
-            let Some(region) = region else { continue };
-            device.holds(CALL, name, region, len * bytes)?;
-            let (dimension, got) = ("address modulo 16", (region.ptr() % 16) as usize);
-            if got != 0 && name != "bias" {
-                let expected = format!("0 for {name}");
-                return Err(CudaError::Dimension { call: CALL, dimension, expected, got });
-            }
-        }
+        let bytes = Type::Bf16.size_bytes();
         if rows == 0 {
             return Ok(());
         }
@@ -204,7 +184,7 @@ impl Plan {
             && let Some(kernel) = resident.load(device)?
         {
             // SAFETY: sizes and addresses were seen above, the bias's just now.
-            return unsafe { resident.run(kernel, rows, operands) };
+            return unsafe { resident.run(kernel, rows, operands, None) };
         }
         let thread_blocks = device.properties().sm_count.min(n_items);
         let Schedule { lag, ring } = Schedule::new(thread_blocks, self.items, n_tiles);
@@ -225,6 +205,59 @@ impl Plan {
         // the last row tile.
         unsafe {
             function.launch([thread_blocks as u32, 1, 1], [THREADS, 1, 1], self.shared_bytes as u32, &args)
+        }
+    }
+}
+
+impl Plan {
+    /// The training passes, of sizes that have kernels for them.
+    #[must_use]
+    pub fn training(&self) -> Option<Training<'_>> {
+        self.resident
+            .as_ref()
+            .filter(|resident| resident.keeps)
+            .map(|resident| Training { plan: self, resident })
+    }
+
+    fn check(&self, device: &Device, rows: usize, operands: &Operands<'_>) -> Result<(), CudaError> {
+        let MonarchFactors { k, q, p, l, s, r } = self.factors;
+        if !supported(device) {
+            return Err(CudaError::NoKernel {
+                product: CALL,
+                problem: format!("{:?} on capability {:?}", self.factors, device.properties().capability),
+                kernels: SOURCE.name.to_owned(),
+            });
+        }
+        let Operands { x, first, second, y, finish } = *operands;
+        let sizes = [
+            ("x", Some(x), rows * k * p),
+            ("first", Some(first), k * q * p),
+            ("second", Some(second), l * s * r),
+            ("bias", finish.bias, l * s),
+            ("y", Some(y), rows * l * s),
+        ];
+        for (name, region, len) in sizes {
+            let Some(region) = region else { continue };
+            holds(device, name, region, len * Type::Bf16.size_bytes(), if name == "bias" { 1 } else { 16 })?;
+        }
+        Ok(())
+    }
+}
+
+/// Checks that an operand is on the device, so large, and at a multiple of so many bytes.
+fn holds(
+    device: &Device,
+    name: &'static str,
+    region: &Region,
+    bytes: usize,
+    step: usize,
+) -> Result<(), CudaError> {
+    device.holds(CALL, name, region, bytes)?;
+    match (region.ptr() % step as u64) as usize {
+        0 => Ok(()),
+        got => {
+            let (dimension, expected) = ("address modulo 16", format!("0 for {name}"));
+            Err(CudaError::Dimension { call: CALL, dimension, expected, got })
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{Operands, ROOM_START, SHARED_BYTES};
 use crate::source::hopper;
-use crate::{Constant, CudaError, Device, Function, Source, TensorMap};
+use crate::{Constant, CudaError, Device, Function, Region, Source, TensorMap};
 use lacewing_core::chains::MonarchFactors;
 
 /// A map as one of the kernels takes it.
@@ -22,13 +22,15 @@ pub struct Resident {
     stores: Option<(usize, usize)>,
     /// Bytes of all rooms.
     rooms: usize,
+    /// Whether it can keep u, for [`Training`](super::Training).
+    pub(super) keeps: bool,
 }
 
 /// The kernels, named as the entries of their sources: each has the map as it takes it, if it does.
 const KERNELS: [fn(MonarchFactors) -> Option<Resident>; 3] = [single, cluster, eight];
 
 static SINGLE: Source = hopper!("monarch_single", "single.cu");
-static CLUSTER: Source = hopper!("monarch_cluster", "cluster.cu");
+static CLUSTER: Source = hopper!("monarch_cluster", "cluster.cuh", "cluster.cu");
 static EIGHT: Source = hopper!("monarch_eight", "eight.cu");
 
 /// Bytes of a number.
@@ -59,24 +61,31 @@ fn single(factors: MonarchFactors) -> Option<Resident> {
         line: 64,
         stores: Some((64, TILE)),
         rooms: ROOMS.iter().map(|(_, count)| count * TILE * 1024 * NUMBER).sum(),
+        keeps: false,
     })
 }
 
+/// The sizes that `cluster.cuh` is for.
+pub(super) const CLUSTER_SIZES: [(&str, usize); 4] =
+    [("BLOCKS", 32), ("SIDE", 128), ("CLUSTER", CLUSTER_BLOCKS), ("TILE", CLUSTER_TILE)];
+pub(super) const CLUSTER_BLOCKS: usize = 16;
+pub(super) const CLUSTER_TILE: usize = 32;
+
 fn cluster(factors: MonarchFactors) -> Option<Resident> {
-    const TILE: usize = 32;
-    const OWN: usize = 4096 / 16;
+    const OWN: usize = 4096 / CLUSTER_BLOCKS;
     const ROOMS: [(&str, usize); 3] = [("X_ROOMS", 2), ("U_ROOMS", 3), ("Y_ROOMS", 3)];
     (factors == square(32, 128)).then(|| Resident {
         source: &CLUSTER,
-        constants: constants(&[("BLOCKS", 32), ("SIDE", 128), ("CLUSTER", 16), ("TILE", TILE)], &ROOMS),
+        constants: constants(&CLUSTER_SIZES, &ROOMS),
         factors,
-        cluster: 16,
+        cluster: CLUSTER_BLOCKS,
         threads: 4 * GROUP,
-        tile: TILE,
+        tile: CLUSTER_TILE,
         line: 64,
         stores: None,
         // Of u and y as they leave and as they arrive.
-        rooms: (ROOMS[0].1 + 2 * ROOMS[1].1 + 2 * ROOMS[2].1) * TILE * OWN * NUMBER,
+        rooms: (ROOMS[0].1 + 2 * ROOMS[1].1 + 2 * ROOMS[2].1) * CLUSTER_TILE * OWN * NUMBER,
+        keeps: true,
     })
 }
 
@@ -137,10 +146,11 @@ fn eight_with(factors: MonarchFactors, tile: usize, other: usize) -> Option<Resi
         // Two warps store, half of the rows each.
         stores: Some((line(s), tile / 2)),
         rooms: x_rooms * x + u_rooms * u + y_rooms * y + out_rooms * out,
+        keeps: false,
     })
 }
 
-fn constants(sizes: &[(&'static str, usize)], rooms: &[(&'static str, usize)]) -> Vec<Constant> {
+pub(super) fn constants(sizes: &[(&'static str, usize)], rooms: &[(&'static str, usize)]) -> Vec<Constant> {
     sizes.iter().chain(rooms).map(|&(name, count)| (name, count as u32)).collect()
 }
 
@@ -170,16 +180,18 @@ impl Resident {
         Ok((clusters > 0).then_some((function, clusters)))
     }
 
-    /// Queues the map of `rows` rows, at least one.
+    /// Queues the map of `rows` rows, at least one; u goes to `kept`, if there is one and the kernel keeps it.
     ///
     /// # Safety
     ///
-    /// The operands are on the device, as large as a map of these sizes of so many rows has them, and at multiples of 16 bytes, the bias too.
+    /// The operands are on the device, as large as a map of these sizes of so many rows has them, and at multiples of 16 bytes, the
+    /// bias too unless the kernel keeps u. `kept` holds u for whole tiles.
     pub(super) unsafe fn run(
         &self,
         (function, clusters): (Function, usize),
         rows: usize,
         operands: &Operands<'_>,
+        kept: Option<&Region>,
     ) -> Result<(), CudaError> {
         let Operands { x, first, second, y, finish } = *operands;
         let MonarchFactors { k, p, l, s, .. } = self.factors;
@@ -194,7 +206,8 @@ impl Resident {
         };
         let operands = [x_map.into(), y_arg, first.into(), second.into(), finish.bias.into()];
         let sizes = [rows as u32, finish.activation as u32].map(Into::into);
-        let args = [&operands[..], &sizes].concat();
+        let kept = self.keeps.then(|| kept.into());
+        let args = [&operands[..], &sizes, kept.as_slice()].concat();
         let grid = clusters.min(rows.div_ceil(self.tile)) * self.cluster;
         // SAFETY: the kernel's parameters in its order; the operands are the caller's promise, the maps end where x and y do,
         // and the kernel guards what it stores by itself.

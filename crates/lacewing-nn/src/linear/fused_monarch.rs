@@ -1,7 +1,8 @@
 //! Monarch maps on a Hopper GPU, both factors in one launch: what lies between them stays in the L2 cache or the
 //! multiprocessors.
 //!
-//! For passes that record nothing. Others, other GPUs and rows too few to pay go the way that would be taken without it.
+//! For passes that record nothing, and for those that record where the sizes have kernels for it ([`MonarchPlan::trains_on`]). Others,
+//! other GPUs and rows too few to pay go the way that would be taken without it.
 
 use super::chain::{self, Blocks};
 use super::{DeviceKind, Fill, Kernel, Problem, Product, composed};
@@ -13,7 +14,7 @@ use lacewing_engine::{Cx, DType, Device, EngineError, Var};
 /// The row of the table.
 pub(super) const KERNEL: Kernel = Kernel {
     name: "fused_monarch",
-    about: "both factors of a Monarch map in one launch, bf16 on Hopper, outside training",
+    about: "both factors of a Monarch map in one launch, bf16 on Hopper; in training for 32 blocks of 128",
     accepts: |problem| plan(problem).is_some(),
     pays,
     prepare: |problem, device| Ok(Box::new(FusedMonarch::new(problem, device)?)),
@@ -70,6 +71,8 @@ fn plan(problem: &Problem<'_>) -> Option<MonarchPlan> {
 struct FusedMonarch {
     /// And the rows from which on it is taken: all, where it was asked for. None on a GPU that is no Hopper.
     plan: Option<(MonarchPlan, usize)>,
+    /// Whether it takes passes that record.
+    trains: bool,
     otherwise: Box<dyn Product>,
 }
 
@@ -77,8 +80,9 @@ impl FusedMonarch {
     fn new(problem: &Problem<'_>, device: &Device) -> Result<Self, EngineError> {
         let rows = if problem.forced == Some(KERNEL.name) { Some(0) } else { least_rows(problem) };
         let plan = plan(problem).filter(|plan| plan.runs_on(device)).zip(rows);
+        let trains = plan.as_ref().map_or(Ok(false), |(plan, _)| plan.trains_on(device))?;
         let otherwise = if (composed::KERNEL.pays)(problem) { &composed::KERNEL } else { &chain::KERNEL };
-        Ok(Self { plan, otherwise: (otherwise.prepare)(problem, device)? })
+        Ok(Self { plan, trains, otherwise: (otherwise.prepare)(problem, device)? })
     }
 }
 
@@ -100,7 +104,7 @@ impl Product for FusedMonarch {
     ) -> Result<Var, EngineError> {
         if let (Some((plan, rows)), [first, second]) = (&self.plan, weights)
             && x.value().rows() >= *rows
-            && !weights.iter().chain([x]).chain(bias).any(|var| cx.records(&[var]))
+            && (self.trains || !weights.iter().chain([x]).chain(bias).any(|var| cx.records(&[var])))
         {
             return ops::monarch(cx, x, [first, second], plan, bias, act);
         }
