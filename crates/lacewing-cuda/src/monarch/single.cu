@@ -90,9 +90,15 @@ monarch_single(const __grid_constant__ TensorMap x_map, const __grid_constant__ 
     {
         u8* const staged = rooms + (group == 0 ? U_AT : Y_AT);
         const uint4* const from = reinterpret_cast<const uint4*>(group == 0 ? first : second);
-#pragma unroll 16
-        for (u32 i = threadIdx.x % 128; i < FACTOR_BYTES / 16; i += 128)
-            *reinterpret_cast<uint4*>(staged + in_rows(i / 4, i % 4)) = from[i];
+        // All on their way at once.
+        uint4 words[FACTOR_BYTES / 16 / 128];
+#pragma unroll
+        for (u32 i = 0; i < FACTOR_BYTES / 16 / 128; ++i) words[i] = from[i * 128 + threadIdx.x % 128];
+#pragma unroll
+        for (u32 i = 0; i < FACTOR_BYTES / 16 / 128; ++i) {
+            const u32 at = i * 128 + threadIdx.x % 128;
+            *reinterpret_cast<uint4*>(staged + in_rows(at / 4, at % 4)) = words[i];
+        }
         asm volatile("bar.sync %0, 128;" :: "r"(1 + group) : "memory");
 #pragma unroll
         for (u32 block = 0; block < 8; ++block)
