@@ -23,6 +23,14 @@ const PART_BYTES: usize = 128 << 10;
 /// Columns of a line of x, dy and dx.
 const LINE: usize = 64;
 
+/// Bytes between pieces of dy.
+const PAD: usize = 16;
+
+/// What a thread block has of a row tile in pieces [block][row][8 numbers], with `pad` bytes after each [row][8].
+const fn tile_bytes(pad: usize) -> usize {
+    CLUSTER_BLOCKS * 2 * (CLUSTER_TILE * 16 + pad)
+}
+
 /// The training passes of a [`Plan`].
 #[derive(Debug, Clone, Copy)]
 pub struct Training<'a> {
@@ -183,6 +191,12 @@ impl Training<'_> {
         }
     }
 
+    /// The kernels of the backward pass and what they are compiled with.
+    #[must_use]
+    pub fn sources(&self) -> [(&'static Source, Vec<Constant>); 2] {
+        [(&INPUT, input_constants()), (&WEIGHTS, weights_constants())]
+    }
+
     fn no_room(&self, device: &Device) -> CudaError {
         CudaError::NoKernel {
             product: CALL,
@@ -190,14 +204,6 @@ impl Training<'_> {
             kernels: format!("{}, which needs clusters of {CLUSTER_BLOCKS}", INPUT.name),
         }
     }
-}
-
-/// Bytes between pieces of dy.
-const PAD: usize = 16;
-
-/// What a thread block has of a row tile in pieces [block][row][8 numbers], with `pad` bytes after each [row][8].
-const fn tile_bytes(pad: usize) -> usize {
-    CLUSTER_BLOCKS * 2 * (CLUSTER_TILE * 16 + pad)
 }
 
 fn input_constants() -> Vec<Constant> {
@@ -229,10 +235,15 @@ fn weights(device: &Device) -> Result<Function, CudaError> {
     device.function_with(&WEIGHTS, &weights_constants(), WEIGHTS.name)
 }
 
-impl Training<'_> {
-    /// The kernels of the backward pass and what they are compiled with.
-    #[must_use]
-    pub fn sources(&self) -> [(&'static Source, Vec<Constant>); 2] {
-        [(&INPUT, input_constants()), (&WEIGHTS, weights_constants())]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monarch::{BARRIER_BYTES, SHARED_BYTES};
+
+    #[test]
+    fn rooms_and_barriers_fit_a_thread_block() {
+        for bytes in [input_bytes(), weights_bytes()] {
+            assert!(bytes + BARRIER_BYTES <= SHARED_BYTES, "{bytes}");
+        }
     }
 }

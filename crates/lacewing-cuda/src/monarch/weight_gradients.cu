@@ -26,7 +26,7 @@ __device__ __forceinline__ float4 load_16_at(u32 at) {
     return v;
 }
 
-// `parts` [4 CLUSTER][pair of tiles][...], 64 KB each; `counters` [4 CLUSTER], zero. A factor without a result costs nothing.
+// `parts` [4 CLUSTER][pair][...], 64 KB each; `counters` [4 CLUSTER], zero. A factor without a result costs nothing.
 extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, 1) __cluster_dims__(PAIR, 1, 1)
 monarch_weight_gradients(const __grid_constant__ TensorMap x_map, const u8* __restrict__ kept_u, const u8* __restrict__ kept_dy,
                          const u8* __restrict__ kept_du, float* d_first, float* d_second, u32 add_first, u32 add_second,
