@@ -111,13 +111,7 @@ impl Bench {
             Product::InputGradient { d_y: &d_y, values: &values, d_x: &d_x },
             Product::WeightGradient { d_y: &d_y, x: &x, d_values: &d_values },
         ];
-        let forward = Matmul::new(rows, n_out, n_in, 1, false, true, Type::Bf16);
-        let backward = Matmul::new(rows, n_in, n_out, 1, false, false, Type::Bf16);
-        let gradient = Matmul {
-            d_type: Type::F32,
-            accumulate: true,
-            ..Matmul::new(n_out, n_in, rows, 1, true, false, Type::Bf16)
-        };
+        let [forward, backward, gradient] = dense_step((n_in, n_out), rows);
         let dense: [&Work<'_>; 3] = [
             &|| matmul::run(device, &forward, &x, &weight, &y, None),
             &|| matmul::run(device, &backward, &d_y, &weight, &d_x, None),
@@ -187,13 +181,7 @@ impl Bench {
         for region in [&d_first, &d_second, &d_weight] {
             device.zero(region)?;
         }
-        let forward = Matmul::new(rows, n_out, n_in, 1, false, true, Type::Bf16);
-        let backward = Matmul::new(rows, n_in, n_out, 1, false, false, Type::Bf16);
-        let gradient = Matmul {
-            d_type: Type::F32,
-            accumulate: true,
-            ..Matmul::new(n_out, n_in, rows, 1, true, false, Type::Bf16)
-        };
+        let [forward, backward, gradient] = dense_step((n_in, n_out), rows);
         let operands = Operands { x: &x, first: &first, second: &second, y: &y, finish: Finish::default() };
         let gradients = Gradients {
             d_y: &d_y,
@@ -328,6 +316,16 @@ impl Bench {
             plan.run(&self.device, rows, &Operands { x, first: &first, second: &second, y, finish })
         })
     }
+}
+
+/// Forward, input gradient and weight gradient of a dense layer.
+fn dense_step((n_in, n_out): (usize, usize), rows: usize) -> [Matmul; 3] {
+    let gradient = Matmul::new(n_out, n_in, rows, 1, true, false, Type::Bf16);
+    [
+        Matmul::new(rows, n_out, n_in, 1, false, true, Type::Bf16),
+        Matmul::new(rows, n_in, n_out, 1, false, false, Type::Bf16),
+        Matmul { d_type: Type::F32, accumulate: true, ..gradient },
+    ]
 }
 
 /// As many blocks in both factors.
