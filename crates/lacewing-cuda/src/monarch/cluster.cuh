@@ -15,6 +15,8 @@ using namespace lw;
 constexpr u32 OWN = BLOCKS / CLUSTER;                               // of either factor in a thread block
 constexpr u32 PIECE = TILE * 16, SENT = OWN * PIECE;                // bytes, for one of its blocks, to one thread block
 constexpr u32 BYTES = CLUSTER * SENT;                               // of a tile that a thread block has
+// Of dy and as it is kept: bytes between pieces put eight in different banks.
+constexpr u32 Y_PIECE = PIECE + DY_PAD, Y_SENT = OWN * Y_PIECE, Y_BYTES = CLUSTER * Y_SENT;
 constexpr u32 LINES = OWN * SIDE / 64, STEPS = SIDE / 16;           // of its columns, of a sum
 static_assert(OWN == 2 && SIDE == 128 && BLOCKS == 32 && TILE == 32, "what the places of numbers are made for");
 
@@ -32,7 +34,7 @@ struct Tiles {
 
 // Which number of u of its thread block is number `at` that it makes, of its block `block`: eight for each thread block of the
 // cluster, four for either of its blocks there, the other way round in the second block. A number of one block and the same of the
-// other, exchanged in half of the lanes (`turned`), are then eight of a sum. Of the second block there the fours come in the
+// other, exchanged in half of the lanes by `turn`, are then eight of a sum. Of the second block there the fours come in the
 // other order, and so do the columns of its weights.
 __device__ __forceinline__ u32 by_first(u32 at, u32 block) { return at % 4 * BLOCKS + at / 8 * OWN + (at / 4 % 2 ^ block); }
 __device__ __forceinline__ u32 by_second(u32 at, u32 block) { return at ^ block * 4; }
@@ -161,7 +163,8 @@ template <u32 COUNT> struct Barriers {
         }
     }
 
-    // Likewise; what has arrived is also written to `kept`, if there is one: [tile][thread block][bytes of a room].
+    // Likewise: tells who sent that a room has been used. Before, what arrived there is written to `kept`, if there is one: [tile]
+    // [thread block][bytes of a room].
     __device__ void pass_on(const Tiles& tiles, u8* kept, u32 there, u32 bytes, u32 lane) {
         u32 room = 0, parity = 0;
         const u32 rank = cluster_rank(), bell = address_at(shared_address(&free[0]), (lane + rank) % CLUSTER);

@@ -8,14 +8,12 @@
 // For a tile of TILE rows a thread block takes a run of dy, sends each of the others what their lambdas need, gets what its own
 // need, makes du of these, sends each what their kappas need, and of what it gets makes its own run of dx. What arrives is what
 // the gradients of the weights are made of, and goes to `kept_dy` and `kept_du` if there are any: [tile][thread block][sender]
-// [own block][row][8 numbers], with 16 bytes after each [row][8] of dy.
+// [own block][row][8 numbers], with DY_PAD bytes after each [row][8] of dy.
 //
 // Four warpgroups: second factor, first factor, and eight warps for the permutation of dy and the copies.
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-// Of dy; 16 bytes between pieces put eight in different banks.
-constexpr u32 Y_PIECE = PIECE + 16, Y_SENT = OWN * Y_PIECE, Y_BYTES = CLUSTER * Y_SENT;
 // Rooms: of dy, of dx, of du and dy as they are sent, and as they arrive.
 constexpr u32 IN_AT = 0, OUT_AT = IN_AT + IN_ROOMS * BYTES, U_SENT_AT = OUT_AT + OUT_ROOMS * BYTES,
               U_AT = U_SENT_AT + U_ROOMS * BYTES, Y_SENT_AT = U_AT + U_ROOMS * BYTES, Y_AT = Y_SENT_AT + Y_ROOMS * Y_BYTES,
@@ -24,7 +22,7 @@ static_assert(2 * FACTOR_BYTES <= END_AT - OUT_AT, "room for the weights");
 constexpr u32 TURNERS = 2;  // warps
 
 // A tile of dy has its lines side by side, so that eight sigmas of a row stand in eight banks: `dy_map` is by rows. `counters`
-// [64]: zeros for the gradients of the weights.
+// [4 CLUSTER]: zeros for the gradients of the weights.
 extern "C" __global__ void __launch_bounds__(512, 1) __cluster_dims__(CLUSTER, 1, 1)
 monarch_input_gradient(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap dx_map,
                        const bf16* __restrict__ first, const bf16* __restrict__ second, u32 rows, u8* kept_dy, u8* kept_du,
@@ -54,7 +52,7 @@ monarch_input_gradient(const __grid_constant__ TensorMap dy_map, const __grid_co
         of_y.expect(Y_BYTES - Y_SENT);
         of_u.expect(BYTES - SENT);
     }
-    if (blockIdx.x == 0 && threadIdx.x < 64) counters[threadIdx.x] = 0;
+    if (blockIdx.x == 0 && threadIdx.x < 4 * CLUSTER) counters[threadIdx.x] = 0;
     lay_out<true>(base + OUT_AT, second, [](u32 at, u32) { return at; });
     lay_out<false>(base + OUT_AT + FACTOR_BYTES, first, by_first);
     __syncthreads();

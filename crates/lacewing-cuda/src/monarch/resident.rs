@@ -66,10 +66,17 @@ fn single(factors: MonarchFactors) -> Option<Resident> {
 }
 
 /// The sizes that `cluster.cuh` is for.
-pub(super) const CLUSTER_SIZES: [(&str, usize); 4] =
-    [("BLOCKS", 32), ("SIDE", 128), ("CLUSTER", CLUSTER_BLOCKS), ("TILE", CLUSTER_TILE)];
+pub(super) const CLUSTER_SIZES: [(&str, usize); 5] = [
+    ("BLOCKS", 32),
+    ("SIDE", 128),
+    ("CLUSTER", CLUSTER_BLOCKS),
+    ("TILE", CLUSTER_TILE),
+    ("DY_PAD", CLUSTER_DY_PAD),
+];
 pub(super) const CLUSTER_BLOCKS: usize = 16;
 pub(super) const CLUSTER_TILE: usize = 32;
+/// Bytes between pieces of dy.
+pub(super) const CLUSTER_DY_PAD: usize = 16;
 
 fn cluster(factors: MonarchFactors) -> Option<Resident> {
     const OWN: usize = 4096 / CLUSTER_BLOCKS;

@@ -3,7 +3,7 @@
 //! Each kernel keeps what arrived in its thread blocks as it arrived, in the order that the next takes it: u of the forward pass,
 //! dy permuted and du of the backward pass. Memory is passed over once for each of x, y, dy, dx, and twice for what is kept.
 
-use super::resident::{CLUSTER_BLOCKS, CLUSTER_SIZES, CLUSTER_TILE, Resident, constants};
+use super::resident::{CLUSTER_BLOCKS, CLUSTER_DY_PAD, CLUSTER_SIZES, CLUSTER_TILE, Resident, constants};
 use super::{CALL, Operands, Plan, ROOM_START, holds};
 use crate::source::hopper;
 use crate::{Constant, CudaError, Device, Function, Region, Source, TensorMap};
@@ -22,9 +22,6 @@ const QUARTERS: usize = 4;
 const PART_BYTES: usize = 128 << 10;
 /// Columns of a line of x, dy and dx.
 const LINE: usize = 64;
-
-/// Bytes between pieces of dy.
-const PAD: usize = 16;
 
 /// What a thread block has of a row tile in pieces [block][row][8 numbers], with `pad` bytes after each [row][8].
 const fn tile_bytes(pad: usize) -> usize {
@@ -135,7 +132,7 @@ impl Training<'_> {
         let wanted = results.iter().any(Option::is_some);
         let arrived =
             |pad| wanted.then(|| device.region(n_tiles * CLUSTER_BLOCKS * tile_bytes(pad))).transpose();
-        let (kept_dy, kept_du) = (arrived(PAD)?, arrived(0)?);
+        let (kept_dy, kept_du) = (arrived(CLUSTER_DY_PAD)?, arrived(0)?);
         let counters = device.region(2 * n_items * size_of::<u32>())?;
         // What a thread block has of a row tile.
         let (boxes, columns) = ((CLUSTER_TILE, k * p / CLUSTER_BLOCKS / LINE), k * p);
@@ -216,11 +213,11 @@ fn weights_constants() -> Vec<Constant> {
 
 fn input_bytes() -> usize {
     let [(_, ins), (_, outs), (_, us), (_, ys)] = INPUT_ROOMS;
-    (ins + outs + 2 * us) * tile_bytes(0) + 2 * ys * tile_bytes(PAD) + ROOM_START
+    (ins + outs + 2 * us) * tile_bytes(0) + 2 * ys * tile_bytes(CLUSTER_DY_PAD) + ROOM_START
 }
 
 fn weights_bytes() -> usize {
-    WEIGHTS_ROOMS[0].1 * 2 * tile_bytes(PAD).next_multiple_of(ROOM_START) + ROOM_START
+    WEIGHTS_ROOMS[0].1 * 2 * tile_bytes(CLUSTER_DY_PAD).next_multiple_of(ROOM_START) + ROOM_START
 }
 
 /// The kernel for x, and how many of its clusters run at once.

@@ -10,7 +10,6 @@
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-constexpr u32 Y_PIECE = PIECE + 16, Y_SENT = OWN * Y_PIECE, Y_BYTES = CLUSTER * Y_SENT;
 constexpr u32 PAIR = 2, QUARTERS = 2 * PAIR;
 constexpr u32 OPERAND = (Y_BYTES + 1023) / 1024 * 1024, ROOM_BYTES = 2 * OPERAND;
 constexpr u32 SUM_ROW = SIDE + 8;  // so many apart two rows of four are in different banks

@@ -120,6 +120,7 @@ pub fn monarch(
         let [x, first, second] = vars;
         let [d_first, d_second] = [gradients.sink(&first)?, gradients.sink(&second)?]
             .map(|sink| sink.map(|(sum, holds_sum)| (sum.region(), holds_sum)));
+        // Made with du, wanted or not.
         let dx = x.value().like(x.shape())?;
         let training = plan.0.training().expect("it ran");
         let operands = Gradients {
